@@ -1,0 +1,74 @@
+# Everything sets itself up in .venv: Python 3.11 or later, make and a package index are all that is needed.
+#   make demo             normalize a photograph, on every backend here
+#   make test             run the tests
+#   make test-hostile     run what takes longer, or root: faults, forks, threads, interrupts, 100,000 fuzzed calls
+#   make lint             ruff and mypy
+#   make bench            run the asv suite on the working tree (BENCH=regex for a part of it)
+#   make bench-compare BASE=rev   compare HEAD with a revision, and fail on a regression
+#   make bench-html       publish the results as a site in .asv/html
+#   make test PYTHON=python3.12   with another interpreter (remakes .venv if it holds another version)
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+SUPPORTED := import sys; sys.exit(sys.version_info < (3, 11))
+
+ASV = cd asv_bench && PATH="$(abspath $(BIN)):$$PATH" asv
+BASE ?= main
+FACTOR ?= 1.15
+
+ifeq ($(origin PYTHON),undefined)
+# The environment's own, if there is one; else the first that is new enough.
+PYTHON := $(shell for p in $(BIN)/python python3 python3.14 python3.13 python3.12 python3.11 python; do \
+	$$p -c '$(SUPPORTED)' 2>/dev/null && echo $$p && break; done)
+endif
+VERSION := $(shell $(PYTHON) -c 'import sys; print(*sys.version_info[:2], sep=".")' 2>/dev/null)
+MADE := $(VENV)/.made-$(VERSION)
+
+.PHONY: demo test test-hostile lint bench bench-compare bench-html clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.ready-demo
+	$(BIN)/normkit demo
+
+test: $(VENV)/.ready-test
+	$(BIN)/pytest
+
+test-hostile: $(VENV)/.ready-hostile
+	$(BIN)/pytest -m "" tests/test_hostile_*.py tests/test_reliability_*.py tests/test_fuzz.py
+
+lint: $(VENV)/.ready-test $(VENV)/.ready-lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Results are kept under the commit that is checked out; an uncommitted change counts as a part of it.
+bench: $(VENV)/.ready-bench
+	$(ASV) machine --yes
+	$(ASV) run --python=same --show-stderr -a rounds=1 --set-commit-hash `git rev-parse HEAD` --bench "$(or $(BENCH),.)"
+
+# Fails if anything became slower by more than FACTOR. BENCH is a regular expression over names; BENCH=. takes an hour.
+bench-compare: $(VENV)/.ready-bench
+	$(ASV) machine --yes
+	$(ASV) continuous --show-stderr --interleave-rounds -a rounds=4 --factor $(FACTOR) \
+		--bench "$(or $(BENCH),Overhead.time_function|Overhead.time_layer|Size.time_forward|track_growth)" $(BASE) HEAD
+
+bench-html: $(VENV)/.ready-bench
+	$(ASV) publish
+	$(BIN)/python asv_bench/site.py
+
+clean:
+	rm -rf $(VENV) .asv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis normkit-demo.png
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# An editable installation with one extra. Editable, because the folder backends/ is installed as normkit.backends: from
+# the repository's root a plain installation would find normkit here, and no backends in it.
+$(VENV)/.ready-%: pyproject.toml $(MADE)
+	@echo "installing normkit[$*] and what it needs into $(VENV)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	@touch $@
+
+$(MADE):
+	@$(PYTHON) -c '$(SUPPORTED)' || { echo "normkit needs Python 3.11 or later: make PYTHON=/path/to/it" >&2; exit 1; }
+	@test "`$(BIN)/python -c 'import sys; print(*sys.version_info[:2], sep=".")' 2>/dev/null`" = "$(VERSION)" \
+		|| { echo "making $(VENV) with Python $(VERSION)"; $(PYTHON) -m venv --clear $(VENV); }
+	@touch $@
