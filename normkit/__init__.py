@@ -1,0 +1,62 @@
+"""normkit: normalization for arrays, without a framework.
+
+>>> import numpy as np, normkit as nk
+>>> nk.layer_norm(np.array([1, 2, 3], np.float32)).round(3)
+array([-1.225,  0.   ,  1.225], dtype=float32)
+"""
+
+from normkit.errors import (
+    CacheWarning,
+    DegenerateShapeError,
+    FallbackWarning,
+    InputTypeError,
+    InputValueError,
+    NoBackendError,
+    NormkitError,
+    PolicyError,
+    UnknownBackendError,
+    UnsupportedError,
+)
+from normkit.explain import explain
+from normkit.functional import instance_norm, layer_norm
+from normkit.layers import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d, LayerNorm
+from normkit.policy import FallbackPolicy, using
+from normkit.pool import empty_cache, get_cache_limit, set_cache_limit
+from normkit.problem import Backend, Operands, Problem
+from normkit.registry import backends, get_backend, register_backend
+from normkit.threads import get_num_threads, set_num_threads
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Backend",
+    "CacheWarning",
+    "DegenerateShapeError",
+    "FallbackPolicy",
+    "FallbackWarning",
+    "InputTypeError",
+    "InputValueError",
+    "InstanceNorm1d",
+    "InstanceNorm2d",
+    "InstanceNorm3d",
+    "LayerNorm",
+    "NoBackendError",
+    "NormkitError",
+    "Operands",
+    "PolicyError",
+    "Problem",
+    "UnknownBackendError",
+    "UnsupportedError",
+    "backends",
+    "empty_cache",
+    "explain",
+    "get_backend",
+    "get_cache_limit",
+    "get_num_threads",
+    "instance_norm",
+    "layer_norm",
+    "register_backend",
+    "set_cache_limit",
+    "set_num_threads",
+    "using",
+]

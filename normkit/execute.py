@@ -1,0 +1,223 @@
+"""From a validated call to its result: the policy's answer to degenerate statistics, a backend, memory, statistics."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from normkit import policy as policies
+from normkit.dispatch import choose, loud, news, refusal, stepping_down
+from normkit.errors import DegenerateShapeError, FallbackWarning, PolicyError
+from normkit.explain import degenerate_text, masked_text
+from normkit.plans import keep
+from normkit.policy import FallbackPolicy
+from normkit.problem import Array, Backend, Operands, Problem
+from normkit.validation import Call, Running
+
+
+def execute(call: Call, return_stats: bool, backend: str | None, policy: FallbackPolicy | None, key: Any = None) -> Any:
+    """Run a validated call. Returns y, or (y, mean, rstd) if `return_stats`. With a `key`, keeps the run for its like."""
+    ambient = policies.ambient()
+    policy = ambient.policy if policy is None else policies.checked(policy)
+    name = ambient.backend if backend is None else backend
+    problem, operands, running = call
+    if problem.degenerate:
+        answer = policy.answer(problem.op)
+        if callable(answer):
+            return _answered_by(answer, problem, operands, return_stats)
+        problem, operands, running = _resolved(answer, call, degenerate_text)
+    empty = None
+    if problem.masked and problem.statistics == "input" and (empty := _empty_sets(problem, operands)) is not None:
+        instead = _instead(Call(problem, operands, running), empty, policy, name)
+    if problem.statistics == "given" and operands.mean is None:
+        assert running is not None
+        operands.mean, operands.var = (_as_stats(s, problem) for s in (running.mean, running.var))
+    engine = _engine(problem, policy, name)
+    out = operands.out
+    y = _run(engine, problem, operands, wants_stats=return_stats or running is not None)
+    if empty is not None:
+        y[...] = np.where(empty, instead.astype(y.dtype), y)
+    if key is not None and operands.mean is None and operands.out is (y if out is None else out):
+        _keep(key, engine, problem, operands, policy, name)
+    if running is not None and problem.statistics == "input":
+        _update(running, operands, problem)
+    return (y, *_mean_and_rstd(problem, operands)) if return_stats else y
+
+
+def _engine(problem: Problem, policy: FallbackPolicy, name: str | None) -> Backend:
+    choice = choose(problem, policy, name)
+    if choice.backend is None or (loud(choice) and policy.on_fallback == "raise"):
+        raise refusal(problem, policy, choice, name)
+    if policy.on_fallback == "warn" and (told := news(choice)):
+        warnings.warn(stepping_down(problem, policy, choice, told), FallbackWarning, stacklevel=_depth())
+    return choice.backend
+
+
+def _depth() -> int:
+    """The stacklevel at which a warning of the calling function points at the line outside of normkit that led to it."""
+    depth, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "normkit":
+        depth, frame = depth + 1, frame.f_back
+    return depth
+
+
+def _keep(key: Any, engine: Backend, problem: Problem, operands: Operands, policy: FallbackPolicy, name: str | None) -> None:
+    """Keep a plan for calls like this one, if the backend can repeat it, and nothing is to be said each time."""
+    plan = getattr(engine, "replay", lambda problem, operands: None)(problem, operands)
+    if plan is not None and not (policy.on_fallback == "warn" and loud(choose(problem, policy, name))):
+        keep(key, plan)
+
+
+def _run(engine: Backend, problem: Problem, operands: Operands, wants_stats: bool) -> Array:
+    """Run on `operands.out`, on a new array, or by way of a temporary if out overlaps an operand other than as itself."""
+    out = operands.out
+    if out is None or _overlaps(out, operands):
+        operands.out = engine.empty_like(operands.x)
+    if wants_stats and problem.statistics == "input":
+        operands.mean, operands.var = (engine.empty_stats(problem.stats_shape) for _ in range(2))
+    engine.prepare(problem)(operands)
+    if out is None:
+        return operands.out
+    if operands.out is not out:
+        out[...] = operands.out
+    return out
+
+
+def _overlaps(out: Array, operands: Operands) -> bool:
+    """Whether writing `out` could change an operand before it is read. In place, element on element, is fine."""
+    x = operands.x
+    same = out is x or (_place(out) == _place(x) and out.strides == x.strides)
+    others = [operands.weight, operands.bias, operands.mask, operands.mean, operands.var]
+    others += [] if same else [x]
+    return any(a is not None and _may_share_memory(out, a) for a in others)
+
+
+def _may_share_memory(a: Array, b: Array) -> bool:
+    """Whether the memory that two arrays of one family span has a byte in common."""
+    if isinstance(a, np.ndarray):
+        return np.may_share_memory(a, b)
+    (a_low, a_high), (b_low, b_high) = _span(a), _span(b)
+    return a_low < b_high and b_low < a_high
+
+
+def _span(a: Array) -> tuple[int, int]:
+    if prod(a.shape) == 0:
+        return 0, 0
+    start = _place(a)[0]
+    reach = [step * (n - 1) for step, n in zip(a.strides, a.shape, strict=True)]
+    return start + sum(r for r in reach if r < 0), start + sum(r for r in reach if r > 0) + a.dtype.itemsize
+
+
+def _place(a: Array) -> tuple[int, np.dtype[Any]]:
+    interface = getattr(a, "__array_interface__", None)
+    return a.data.ptr if interface is None else interface["data"][0], a.dtype  # CuPy's own interface asks the driver
+
+
+def _empty_sets(problem: Problem, operands: Operands) -> Array | None:
+    """Where, in the shape of the statistics, the mask leaves no element; None if that is nowhere."""
+    if prod(problem.shape) == 0:
+        return None
+    mask = operands.mask.reshape((1,) * (len(problem.shape) - operands.mask.ndim) + operands.mask.shape)
+    empty = ~mask.any(axis=problem.axes, keepdims=True)
+    return empty if empty.any() else None
+
+
+def _instead(call: Call, empty: Array, policy: FallbackPolicy, name: str | None) -> Array:
+    """What the policy puts where the mask leaves no element: something that broadcasts to the output."""
+    problem, operands, running = call
+    answer = policy.answer(problem.op)
+
+    def text(problem: Problem) -> str:
+        return masked_text(problem, int(np.broadcast_to(empty, problem.stats_shape).sum()))
+
+    if callable(answer):
+        return _answered_by(answer, problem, replace(operands, out=None), return_stats=False)
+    if answer == "bias":
+        if operands.bias is None:
+            return np.zeros((), like=operands.x)
+        return operands.bias.reshape(problem.affine_shape).copy()  # out may lie over it
+    other, arrays, running = _resolved(answer, Call(problem, replace(operands, out=None), running), text)
+    if other.statistics == "given" and arrays.mean is None:
+        assert running is not None
+        arrays.mean, arrays.var = (_as_stats(s, problem) for s in (running.mean, running.var))
+    if other.statistics == "input" and (still := _empty_sets(other, arrays)) is not None and (still & empty).any():
+        raise DegenerateShapeError(f"{text(problem)}\n  The policy's single_element={answer!r} finds no element there either.")
+    return _run(_engine(other, policy, name), other, arrays, wants_stats=False)
+
+
+def _resolved(answer: str, call: Call, text: Callable[[Problem], str]) -> Call:
+    """The call that a policy's answer to degenerate statistics makes of one that has them; `text` says what is wrong."""
+    problem, operands, running = call
+    match answer:
+        case "bias":
+            return Call(problem, operands)  # the variance of one element is unknown: nothing to add to running statistics
+        case "identity":
+            operands.mean = np.zeros(problem.stats_shape, like=operands.x)  # like: of x's family
+            operands.var = operands.mean + 1
+            return Call(replace(problem, statistics="given", eps=0.0), operands)
+        case "layer_norm" if problem.op == "instance_norm":
+            axes = tuple(range(1, len(problem.shape)))
+            over_channels = replace(problem, axes=axes)
+            if over_channels.count > 1:
+                return Call(over_channels, operands)
+            why = "'layer_norm' goes over the channels of each instance, and there is one channel"
+        case "running" if running is not None:
+            return Call(replace(problem, statistics="given"), operands, running)
+        case "running" if problem.op == "instance_norm":
+            why = "'running' needs running_mean and running_var, and none were given"
+        case "raise":
+            raise DegenerateShapeError(text(problem))
+        case _:
+            why = f"{answer!r} is an answer for instance_norm, and has no meaning for {problem.op}"
+    raise DegenerateShapeError(f"{text(problem)}\n  The policy's single_element={answer!r} cannot help: {why}.")
+
+
+def _answered_by(answer: Any, problem: Problem, operands: Operands, return_stats: bool) -> Any:
+    """The output that a policy's callable gives."""
+    if return_stats:
+        raise PolicyError(f"{problem.op}: return_stats=True, and the policy's callable gives an output without statistics")
+    y = answer(replace(problem, operands=operands))
+    if problem.family == "numpy":
+        y = np.asarray(y)
+    if tuple(y.shape) != problem.shape or not np.can_cast(y.dtype, problem.dtype, "same_kind"):
+        raise PolicyError(
+            f"{problem.op}: the policy's callable gave shape {tuple(y.shape)} of {y.dtype}, expected {problem.shape} of "
+            f"{problem.dtype} = x"
+        )
+    if operands.out is None:
+        return y.astype(problem.dtype.newbyteorder("="))  # a copy: the callable may have given x itself
+    operands.out[...] = y
+    return operands.out
+
+
+def _as_stats(statistic: Array, problem: Problem) -> Array:
+    return statistic.astype(np.float64).reshape(problem.affine_shape)
+
+
+def _mean_and_rstd(problem: Problem, operands: Operands) -> tuple[Array, Array]:
+    """Statistics as the caller sees them, of shape `stats_shape`. rstd of no variance and eps = 0 is 0, as it acts."""
+    mean, var = (np.broadcast_to(s, problem.stats_shape).copy() for s in (operands.mean, operands.var))
+    with np.errstate(all="ignore"):
+        std = np.sqrt(var + problem.eps)
+        return mean, (std != 0) / np.where(std == 0, 1.0, std)
+
+
+def _update(running: Running, operands: Operands, problem: Problem) -> None:
+    """As torch: the mean over N of the instances' means and unbiased variances. One element or none says nothing."""
+    if operands.mask is None:
+        counts = np.full_like(operands.var, problem.count)
+    else:
+        counts = np.broadcast_to(operands.mask, problem.shape).sum(axis=problem.axes, keepdims=True)
+    over = tuple(a for a in range(len(problem.shape)) if a not in problem.affine_axes)
+    telling = np.sum(counts > 1, axis=over)
+    with np.errstate(all="ignore"):
+        unbiased = operands.var * (counts / (counts - 1))
+        for old, statistic in ((running.mean, operands.mean), (running.var, unbiased)):
+            new = np.sum(np.where(counts > 1, statistic, 0), axis=over) / telling
+            old[...] = np.where(telling > 0, (1 - running.momentum) * old + running.momentum * new, old)

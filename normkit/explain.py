@@ -1,0 +1,316 @@
+"""What a call would do and why: axes, sizes, statistics, backend, fallbacks. The errors use the same text."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable
+from math import prod
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from normkit import policy as policies
+from normkit import validation
+from normkit.dispatch import choose, loud
+from normkit.errors import InputTypeError, InputValueError, UnknownBackendError
+from normkit.policy import FallbackPolicy
+from normkit.problem import Backend, Columns, Problem, Rows
+from normkit.registry import Missing, family_names, find
+
+VALIDATE: dict[str, Callable[..., validation.Call]] = {
+    "layer_norm": validation.layer_norm,
+    "instance_norm": validation.instance_norm,
+}
+
+
+WIDTH = 100  # of the text beside the labels; code is never broken
+
+
+class Explanation(NamedTuple):
+    """The answer of `explain`: a title and lines of (what, text). Prints as text, and as a table in a notebook."""
+
+    title: str
+    lines: tuple[tuple[str, str], ...]
+
+    def __repr__(self) -> str:
+        width = max(len(what) for what, _ in self.lines) + 2
+        indent = "\n" + " " * (width + 2)
+        return "\n".join(
+            [self.title, *(f"  {what:<{width}}{_wrapped(text).replace(chr(10), indent)}" for what, text in self.lines)]
+        )
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        cell = "text-align: left; vertical-align: top; padding: 0.2em 0.8em 0.2em 0"
+        rows = "".join(
+            f'<tr><th style="{cell}">{escape(what)}</th><td style="{cell}">'
+            f'<pre style="margin: 0; white-space: pre-wrap">{escape(text)}</pre></td></tr>'
+            for what, text in self.lines
+        )
+        caption = f'<caption style="text-align: left"><strong>{escape(self.title)}</strong></caption>'
+        return f"<table>{caption}{rows}</table>"
+
+
+def explain(
+    op: str,
+    x: Any,
+    *args: Any,
+    dtype: Any = np.float32,
+    backend: str | None = None,
+    policy: FallbackPolicy | None = None,
+    **kwargs: Any,
+) -> Explanation:
+    """Say what a call would do and why, without doing it.
+
+    Parameters
+    ----------
+    op : {"layer_norm", "instance_norm"}
+        The op.
+    x : array or tuple of int
+        The input, or its shape.
+    *args, **kwargs
+        The other arguments of the op.
+    dtype : dtype
+        That of x, if x is a shape.
+    backend, policy
+        As in the op.
+
+    Returns
+    -------
+    Explanation
+        Which axes are reduced, how many elements share statistics, what weight and bias apply to, which backend would
+        run and why the others would not, and what the policy would do. Prints as text, and as a table in a notebook.
+
+    Raises
+    ------
+    InputTypeError, InputValueError
+        As the op: an argument does not fit.
+
+    Examples
+    --------
+    >>> import normkit as nk
+    >>> print(nk.explain("layer_norm", (8, 512), backend="numpy"))
+    layer_norm on x: (8, 512) float32
+      reduced  axis 1, of size 512: 8 sets of statistics, each over 512 elements
+      affine   no weight, no bias; each would have shape (512,), one for each element of a set
+      layout   rows: x viewed as 8 rows of 512 neighbours, nothing is copied
+      backend  numpy, as asked for
+               numba could too
+      single   does not arise: more than one element shares statistics
+    """
+    if not isinstance(op, str) or op not in VALIDATE:
+        raise InputValueError(f"explain: op is {op!r}, expected one of {list(VALIDATE)}")
+    kwargs.pop("return_stats", None)
+    call = VALIDATE[op](_described(x, dtype), *args, **kwargs)
+    return explanation(call.problem, backend, policy, running=call.running is not None)
+
+
+def explanation(
+    problem: Problem, name: str | None = None, policy: FallbackPolicy | None = None, running: bool = False
+) -> Explanation:
+    """Explain a validated problem."""
+    ambient = policies.ambient()
+    policy = ambient.policy if policy is None else policies.checked(policy)
+    name = ambient.backend if name is None else name
+    lines = [
+        ("reduced", _reduced(problem)),
+        ("affine", _affine(problem)),
+        ("layout", _layout(problem, _chosen(problem, policy, name))),
+        ("backend", _backend(problem, policy, name)),
+        ("single", _single(problem, policy, running)),
+    ]
+    if problem.degenerate:
+        lines += [("why", _why_degenerate(problem)), ("choices", _choices(problem))]
+    return Explanation(f"{problem.op} on x: {problem.shape} {problem.dtype.name}", tuple(lines))
+
+
+def degenerate_text(problem: Problem) -> str:
+    """The message of `DegenerateShapeError`: what is wrong, what it means, and the choices."""
+    return "\n".join(
+        [
+            f"{problem.op}: x of shape {problem.shape} has 1 element for each mean and variance, expected more than 1",
+            textwrap.indent(_wrapped(f"reduced: {_reduced(problem)}."), "  "),
+            textwrap.indent(_wrapped(_why_degenerate(problem)), "  "),
+            "  Your choices:",
+            textwrap.indent(_choices(problem), "    "),
+        ]
+    )
+
+
+def masked_text(problem: Problem, empty: int) -> str:
+    """The message of `DegenerateShapeError` where a mask leaves nothing of a set of statistics."""
+    sets = prod(problem.stats_shape)
+    call = f"nk.{problem.op}(x, mask=mask, policy=nk.FallbackPolicy(single_element={{}}))"
+    choices = [("pass x there as it is: x * weight + bias", '"identity"'), ("put the bias there, or 0 without one", '"bias"')]
+    if problem.op == "instance_norm":
+        choices += [
+            ("normalize there over the channels of the instance", '"layer_norm"'),
+            ("use the running statistics there", '"running"'),
+        ]
+    return "\n".join(
+        [
+            f"{problem.op}: mask is False all over {empty} of the {sets} sets of statistics, expected a True in each",
+            textwrap.indent(_wrapped(f"reduced: {_reduced(problem)}."), "  "),
+            "  Nothing is known of their mean and variance: the output there would be NaN. The other sets are not affected.",
+            "  Your choices:",
+            *(f"    # {meaning}\n    {call.format(answer)}" for meaning, answer in choices),
+        ]
+    )
+
+
+def _described(x: Any, dtype: Any) -> Any:
+    """x itself, or a stand-in for an array of that shape."""
+    if not isinstance(x, tuple | list):
+        return x
+    if not all(isinstance(n, int | np.integer) and n >= 0 for n in x):
+        raise InputTypeError(f"explain: x is {x!r}, expected an array or a shape, as (128, 512, 1, 1)")
+    try:
+        kind = np.dtype(dtype)
+    except TypeError:
+        raise InputTypeError(f"explain: dtype is {dtype!r}, expected one of {', '.join(validation.FLOATS)}") from None
+    return validation.ShapeOnly(tuple(map(int, x)), kind)
+
+
+def _reduced(problem: Problem) -> str:
+    sizes = tuple(problem.shape[a] for a in problem.axes)
+    if len(sizes) == 0:
+        reduced = "no axis"
+    elif len(sizes) == 1:
+        reduced = f"axis {problem.axes[0]}, of size {sizes[0]}"
+    else:
+        reduced = f"axes {problem.axes}, of sizes {sizes}"
+    sets, elements = prod(problem.stats_shape), "element" if problem.count == 1 else "elements"
+    if problem.statistics == "given":
+        return f"none: the statistics are the running ones, a pair for each of {prod(problem.affine_shape)} channels"
+    return f"{reduced}: {sets} {'set' if sets == 1 else 'sets'} of statistics, each over {problem.count} {elements}"
+
+
+def _affine(problem: Problem) -> str:
+    shape = tuple(problem.shape[a] for a in problem.affine_axes)
+    unit = "each channel" if problem.op == "instance_norm" else "each element of a set"
+    if problem.weight is None and problem.bias is None:
+        return f"no weight, no bias; each would have shape {shape}, one for {unit}"
+    parts = [
+        f"{name} ({dtype.name})" if dtype is not None else f"no {name}"
+        for name, dtype in (("weight", problem.weight), ("bias", problem.bias))
+    ]
+    return f"{', '.join(parts)}: shape {shape}, one for {unit}"
+
+
+def _chosen(problem: Problem, policy: FallbackPolicy, name: str | None) -> Backend | None:
+    """The backend that would run, if there is one."""
+    try:
+        return choose(problem, policy, name).backend
+    except UnknownBackendError:
+        return None
+
+
+def _layout(problem: Problem, backend: Backend | None) -> str:
+    how = getattr(backend, "describe_layout", lambda problem: None)(problem)
+    if isinstance(how, str):
+        return how
+    match problem.layout:
+        case Rows(rows, runs, inner):
+            n = runs * inner
+            view = f"rows: x viewed as {rows} rows of {n} {'element' if n == 1 else 'neighbours'}"
+        case Columns(outer, length, lanes):
+            view = f"columns: x viewed as {outer} blocks of {length} x {lanes}, statistics down each of {lanes} lanes"
+        case None:
+            view = "interleaved: the reduced axes are not neighbours, and no view makes them so"
+    if problem.contiguous:
+        return f"{view}, nothing is copied"
+    return f"{view}, if it were C-contiguous; it is strided"
+
+
+def _backend(problem: Problem, policy: FallbackPolicy, name: str | None) -> str:
+    try:
+        choice = choose(problem, policy, name)
+    except UnknownBackendError as error:
+        return f"none: {error}"
+    asked = "as asked for" if name is not None else f"by the policy's order {policy.order!r}"
+    if choice.backend is None:
+        lines = [f"none can run it, {asked}"]
+    else:
+        lines = [f"{choice.backend.name}, {asked}"]
+        if loud(choice) and policy.on_fallback == "raise":
+            lines = [f"none: {choice.backend.name} could, but the policy says on_fallback='raise'"]
+    lines += [f"not {s.name}: {reason}" for s in choice.skipped for reason in s.reasons]
+    tried = {s.name for s in choice.skipped} | {choice.backend.name if choice.backend else ""}
+    for other in family_names(problem.family):
+        if other not in tried:
+            backend = find(other)
+            why = [backend.reason] if isinstance(backend, Missing) else backend.why_not(problem)
+            lines.append(f"{other} could too" if not why else f"not {other}: {'; '.join(why)}")
+    return "\n".join(lines)
+
+
+def _single(problem: Problem, policy: FallbackPolicy, running: bool) -> str:
+    if not problem.degenerate:
+        return "does not arise" + (": more than one element shares statistics" if problem.statistics == "input" else "")
+    answer = policy.answer(problem.op)
+    if callable(answer):
+        return f"the policy calls {getattr(answer, '__name__', repr(answer))}(problem)"
+    does = {
+        "raise": "raises DegenerateShapeError",
+        "bias": f"returns {_erased(problem)}",
+        "identity": "returns x * weight + bias",
+        "layer_norm": "normalizes over the channels of each instance",
+        "running": "uses the running statistics" + ("" if running else ", which this call lacks: it raises"),
+    }
+    return f"the policy's single_element={answer!r} {does[answer]}"
+
+
+def _erased(problem: Problem) -> str:
+    return "0 everywhere" if problem.bias is None else "the bias everywhere"
+
+
+def _why_degenerate(problem: Problem) -> str:
+    enough = list(problem.shape)
+    if problem.axes:
+        enough[problem.axes[-1]] = 2
+    else:
+        enough.append(2)
+    raises = "torch raises for that reason; ONNX, Flax, MLX and Keras return the bias."
+    if problem.op == "layer_norm":
+        raises = "torch, ONNX, Flax, MLX and Keras return the bias all the same."
+    return (
+        "One element is its own mean and has variance 0. Nothing divides by zero (eps is inside the root),\n"
+        f"but x - mean is 0: the output would be {_erased(problem)}, whatever x holds.\n"
+        f"The input is silently erased. {raises}\n"
+        f"More than one element is enough: {tuple(enough)} works."
+    )
+
+
+def _choices(problem: Problem) -> str:
+    """The choices, each with the code to type; all of it can be pasted into Python."""
+    call = f"nk.{problem.op}(x, policy=nk.FallbackPolicy(single_element={{}}))"
+    choices = [
+        ("pass x as it is: x * weight + bias", call.format('"identity"')),
+        ("take what the arithmetic gives, the bias, as ONNX does", call.format('"bias"')),
+    ]
+    if problem.op == "instance_norm":
+        channels = problem.shape[problem.affine_axes[0]]
+        choices += [
+            (
+                f"normalize over the {channels} channels of each instance: another function, not a fix",
+                call.format('"layer_norm"'),
+            ),
+            (
+                "use running statistics, as gathered in training",
+                "nk.instance_norm(x, running_mean, running_var, use_input_stats=False)",
+            ),
+        ]
+    choices.append(("decide once, for all calls in a block", "with nk.using(policy=nk.FallbackPolicy.onnx()): ..."))
+    text = "\n".join(f"# {meaning}\n{code}" for meaning, code in choices)
+    if problem.op == "instance_norm":
+        text += "\n# or mend the model: normalize before the spatial axes are pooled to 1, or leave this layer out"
+    return text
+
+
+def _wrapped(text: str) -> str:
+    """Prose broken to lines of WIDTH; lines that fit, as those of code do, are left alone."""
+    return "\n".join(
+        line if len(line) <= WIDTH else textwrap.fill(line, WIDTH, break_long_words=False, break_on_hyphens=False)
+        for line in text.splitlines()
+    )

@@ -1,0 +1,180 @@
+"""The fallback policy: what to do with degenerate statistics, and with a backend that cannot serve a call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+from normkit.errors import PolicyError
+from normkit.problem import Problem
+
+Name = Literal["raise", "bias", "identity", "layer_norm", "running"]
+Answer = Name | Callable[[Problem], Any]
+Loudness = Literal["ignore", "warn", "raise"]
+
+OPS = ("layer_norm", "instance_norm")
+
+
+class PerOp(Mapping[str, Answer]):
+    """A mapping from op to answer that cannot change and hashes, so that a policy can be part of a key."""
+
+    __slots__ = ("_answers",)
+
+    def __init__(self, answers: Mapping[str, Answer]) -> None:
+        self._answers = dict(answers)
+
+    def __getitem__(self, op: str) -> Answer:
+        return self._answers[op]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._answers)
+
+    def __len__(self) -> int:
+        return len(self._answers)
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._answers.items()))
+
+    def __repr__(self) -> str:
+        return repr(self._answers)
+
+
+@dataclass(frozen=True, slots=True)
+class FallbackPolicy:
+    """What a call does when it cannot do what it was asked.
+
+    Parameters
+    ----------
+    single_element : str, callable, or mapping from op name to one of these
+        The answer when each set of statistics would hold one element, so that the output would not depend on the input.
+
+        - ``"raise"``: `DegenerateShapeError`, as torch's instance_norm
+        - ``"bias"``: what the arithmetic gives, the bias; as ONNX, WebNN, Flax
+        - ``"identity"``: pass ``x * weight + bias``
+        - ``"layer_norm"``: normalize over the channels of each instance (instance_norm only)
+        - ``"running"``: use the running statistics (instance_norm only)
+        - a callable: receives the `Problem` (with its arrays in ``problem.operands``), returns the output
+
+        An op that a mapping leaves out raises. The answer is the same for every batch size, backend and mode.
+    order : tuple of str
+        Preference among the backends that take the array's type.
+    on_fallback : {"ignore", "warn", "raise"}
+        How loudly to step down from a backend that is installed but refuses. One that is not installed is passed quietly,
+        but for Numba, whose absence is warned of once in a process.
+
+    Examples
+    --------
+    >>> import normkit as nk
+    >>> nk.FallbackPolicy.onnx().single_element
+    'bias'
+    >>> nk.FallbackPolicy(single_element="zeros")
+    Traceback (most recent call last):
+    ...
+    normkit.errors.PolicyError: FallbackPolicy: single_element is 'zeros', expected one of 'raise', 'bias', 'identity', \
+'layer_norm', 'running', a callable, or a mapping from op name to one of these
+    """
+
+    single_element: Answer | Mapping[str, Answer] = PerOp({"instance_norm": "raise", "layer_norm": "bias"})
+    order: tuple[str, ...] = ("numba", "numpy")
+    on_fallback: Loudness = "warn"
+
+    def __post_init__(self) -> None:
+        answers = self.single_element
+        if isinstance(answers, Mapping):
+            if unknown := set(answers) - set(OPS):
+                raise PolicyError(
+                    f"FallbackPolicy: single_element names {sorted(map(str, unknown))}, expected ops among {list(OPS)}"
+                )
+            object.__setattr__(self, "single_element", PerOp(answers))
+        for answer in answers.values() if isinstance(answers, Mapping) else [answers]:
+            if not (callable(answer) or (isinstance(answer, str) and answer in get_args(Name))):
+                expected = ", ".join(map(repr, get_args(Name)))
+                raise PolicyError(
+                    f"FallbackPolicy: single_element is {answer!r}, expected one of {expected}, a callable, "
+                    "or a mapping from op name to one of these"
+                )
+        order = self.order
+        if not isinstance(order, Sequence) or isinstance(order, str) or not order or not all(isinstance(n, str) for n in order):
+            raise PolicyError(f"FallbackPolicy: order is {order!r}, expected backend names, as ('numba', 'numpy')")
+        object.__setattr__(self, "order", tuple(order))
+        if self.on_fallback not in get_args(Loudness):
+            raise PolicyError(f"FallbackPolicy: on_fallback is {self.on_fallback!r}, expected 'ignore', 'warn' or 'raise'")
+
+    def answer(self, op: str) -> Answer:
+        """What this policy says to a single element in `op`."""
+        if isinstance(self.single_element, PerOp):
+            return self.single_element.get(op, "raise")
+        return self.single_element  # type: ignore[return-value]
+
+    @classmethod
+    def torch(cls) -> FallbackPolicy:
+        """The default: instance_norm raises, layer_norm gives the bias, as torch does."""
+        return cls()
+
+    @classmethod
+    def onnx(cls) -> FallbackPolicy:
+        """Never raises on a single element: the bias, as ONNX specifies."""
+        return cls(single_element="bias")
+
+    @classmethod
+    def strict(cls) -> FallbackPolicy:
+        """A single element raises in every op, and so does a backend that refuses."""
+        return cls(single_element="raise", on_fallback="raise")
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Ambient:
+    """What `using` has set for the current thread or task; hashed by identity, as a part of every plan's key."""
+
+    policy: FallbackPolicy
+    backend: str | None
+
+
+DEFAULT = Ambient(FallbackPolicy(), None)
+_ambient: ContextVar[Ambient] = ContextVar("normkit.ambient", default=DEFAULT)
+ambient = _ambient.get
+
+
+@contextmanager
+def using(*, backend: str | None = None, policy: FallbackPolicy | None = None) -> Iterator[None]:
+    """Set the backend or the policy of every call inside a ``with`` block, in this thread or asyncio task only.
+
+    What is left as None stays as it was outside; an argument of a call wins over both.
+
+    Parameters
+    ----------
+    backend : str, optional
+        As the argument `backend` of every op: an order, which runs there or raises.
+    policy : FallbackPolicy, optional
+        As the argument `policy` of every op.
+
+    Examples
+    --------
+    >>> import numpy as np, normkit as nk
+    >>> with nk.using(policy=nk.FallbackPolicy.onnx()):
+    ...     nk.instance_norm(np.ones((2, 3, 1, 1), np.float32)).ravel()
+    array([0., 0., 0., 0., 0., 0.], dtype=float32)
+    """
+    changes: dict[str, Any] = {}
+    if policy is not None:
+        changes["policy"] = checked(policy)
+    if backend is not None:
+        changes["backend"] = backend
+    token = _ambient.set(replace(_ambient.get(), **changes))
+    try:
+        yield
+    finally:
+        _ambient.reset(token)
+
+
+def checked(policy: object) -> FallbackPolicy:
+    """`policy`, if it is one."""
+    if not isinstance(policy, FallbackPolicy):
+        raise PolicyError(
+            f"policy is {policy!r}, expected a FallbackPolicy, as nk.FallbackPolicy.onnx() or "
+            "nk.FallbackPolicy(single_element='identity')"
+        )
+    return policy

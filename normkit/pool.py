@@ -1,0 +1,199 @@
+"""Reuses the memory of large outputs that have died: fresh pages cost more than the arithmetic that fills them.
+
+A block is idle when nobody but the pool refers to it. NumPy makes every view, however derived, refer to the array that owns
+the memory, so a block is lent again only when the output, all its views, and whatever holds them are gone. Nothing runs when
+an output dies; who needs memory next looks for an idle block.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from math import prod
+from pathlib import Path
+from threading import Lock
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from normkit.errors import InputTypeError, InputValueError
+
+SMALLEST = 1 << 18  # smaller outputs come from malloc, which keeps them by itself
+PAGE = 4096
+# Where malloc puts a large array in its first page. A load waits for an earlier store to the same place of another page; an
+# output that lies in its page as the input does is stored only where the input has been loaded.
+PLACE = 16
+PATIENCE = 0.02  # seconds to wait for the pool, which others leave within microseconds
+WASTE = 1.05  # a block may be this much larger than what it is lent for
+
+
+class Block(NamedTuple):
+    """Memory that the pool knows, and where in it an array may start."""
+
+    memory: NDArray[np.uint8]
+    offset: int
+
+
+_blocks: list[Block] = []
+_lock = Lock()
+
+
+def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """An uninitialized C-contiguous array, in memory that a dead one has left if there is some."""
+    nbytes = prod(shape) * dtype.itemsize
+    if nbytes < SMALLEST or nbytes > _limit or not _counted:
+        return np.empty(shape, dtype)
+    with _Alone() as mine:
+        if not mine:
+            return np.empty(shape, dtype)
+        block = _idle_block(nbytes) or _new_block(nbytes)
+        return np.ndarray(shape, dtype, *block)  # under the lock: from here on it is not idle
+
+
+class _Alone:
+    """`with _Alone() as mine:`, where `mine` says whether the pool may be touched.
+
+    A finalizer or a signal handler may have interrupted the pool's own work on this thread, which then cannot go on before
+    it ends: so nobody waits for long.
+    """
+
+    def __enter__(self) -> bool:
+        self.lock = _lock
+        self.mine = self.lock.acquire(timeout=PATIENCE)
+        return self.mine
+
+    def __exit__(self, *_: object) -> None:
+        if self.mine:
+            self.lock.release()
+
+
+def empty_cache() -> None:
+    """Give the memory of dead outputs back to the system.
+
+    Examples
+    --------
+    >>> import normkit as nk
+    >>> nk.empty_cache()
+    """
+    with _Alone() as mine:
+        if mine:
+            _blocks.clear()  # a block whose output lives is kept by that output, and freed with it
+
+
+def set_cache_limit(nbytes: int) -> None:
+    """Set how many bytes of outputs may be kept for reuse in this process; 0 keeps none.
+
+    At first it is the environment variable NORMKIT_POOL_LIMIT, or else 1 GiB, and at most an eighth of the machine's memory.
+    Outputs that live count as well, as they may be kept when they die. Under memory pressure nothing more is kept.
+
+    Parameters
+    ----------
+    nbytes : int
+        0 or more.
+
+    Examples
+    --------
+    >>> import normkit as nk
+    >>> before = nk.get_cache_limit()
+    >>> nk.set_cache_limit(0)
+    >>> nk.set_cache_limit(before)
+    """
+    global _limit
+    if not isinstance(nbytes, int) or isinstance(nbytes, bool):
+        raise InputTypeError(f"set_cache_limit: nbytes is {nbytes!r}, expected an int")
+    if nbytes < 0:
+        raise InputValueError(f"set_cache_limit: nbytes is {nbytes}, expected 0 or more; 0 keeps nothing")
+    _limit = nbytes
+    with _Alone() as mine:
+        if mine:
+            _make_room(0)
+
+
+def get_cache_limit() -> int:
+    """How many bytes of outputs may be kept for reuse; see `set_cache_limit`."""
+    return _limit
+
+
+def held() -> int:
+    """Bytes of dead outputs that are kept now."""
+    with _Alone() as mine:
+        return sum(_blocks[i].memory.nbytes for i in range(len(_blocks)) if _idle(i)) if mine else 0
+
+
+def _idle_block(nbytes: int) -> Block | None:
+    """The smallest idle block that fits without much waste, moved to the end: the end is what was used last."""
+    best = -1
+    for i in range(len(_blocks)):
+        size = _blocks[i].memory.nbytes - PAGE
+        if nbytes <= size <= nbytes * WASTE and (best < 0 or size < _blocks[best].memory.nbytes - PAGE) and _idle(i):
+            best = i
+    if best < 0:
+        return None
+    _blocks.append(_blocks.pop(best))
+    return _blocks[-1]
+
+
+def _new_block(nbytes: int) -> Block:
+    try:
+        memory = np.empty(nbytes + PAGE, np.uint8)
+    except MemoryError:
+        _blocks.clear()
+        memory = np.empty(nbytes + PAGE, np.uint8)
+    block = Block(memory, (PLACE - memory.ctypes.data) % PAGE)
+    if _under_pressure():
+        _blocks.clear()
+    elif _make_room(memory.nbytes):
+        _blocks.append(block)
+    return block
+
+
+def _make_room(nbytes: int) -> bool:
+    """Forget blocks, those used longest ago first, until so many bytes more are within the limit."""
+    total = sum(block.memory.nbytes for block in _blocks)
+    while _blocks and total + nbytes > _limit:
+        total -= _blocks.pop(0).memory.nbytes
+    return total + nbytes <= _limit
+
+
+def _idle(i: int) -> bool:
+    return sys.getrefcount(_blocks[i].memory) == _idle_references
+
+
+def _under_pressure() -> bool:
+    """Whether less than a tenth of the machine's memory is available."""
+    try:
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        total, available = (int(lines[name].split()[0]) for name in ("MemTotal", "MemAvailable"))
+    except (OSError, KeyError, ValueError):
+        return False
+    return available * 10 < total
+
+
+def _first_limit() -> int:
+    text = os.environ.get("NORMKIT_POOL_LIMIT", "")
+    if text.isdecimal():
+        return int(text)
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return 1 << 30
+    return min(1 << 30, memory // 8)
+
+
+def _after_fork() -> None:
+    global _lock
+    _lock = Lock()  # another thread may have held it
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+_limit = _first_limit()
+# References are counted exactly only under the GIL; what an idle block counts depends on the interpreter, so it is looked up.
+_counted = getattr(sys, "_is_gil_enabled", lambda: True)() and sys.implementation.name == "cpython"
+_idle_references = 0
+_blocks.append(Block(np.empty(1, np.uint8), 0))
+while not _idle(0):
+    _idle_references += 1
+_blocks.clear()

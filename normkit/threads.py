@@ -1,0 +1,106 @@
+"""How many threads a call may use: one process-wide setting, or what the machine grants this process."""
+
+from __future__ import annotations
+
+import operator
+import os
+from functools import lru_cache
+from pathlib import Path
+
+from normkit.errors import InputTypeError, InputValueError
+
+_setting: int | None = None
+_born = os.getpid()
+
+
+def get_num_threads() -> int:
+    """Threads that a call may use: the setting, or else what this process is granted.
+
+    Granted are the cores of its CPU affinity, no more than its cgroup's CPU quota, than NUMBA_NUM_THREADS, and than
+    OMP_NUM_THREADS.
+
+    Examples
+    --------
+    >>> import normkit as nk
+    >>> nk.get_num_threads() >= 1
+    True
+    """
+    return granted() if _setting is None else _setting
+
+
+def set_num_threads(n: int | None) -> None:
+    """Set how many threads a call may use, in this process. None: as many as the machine grants.
+
+    The results do not depend on it. More than granted is taken as granted.
+
+    Parameters
+    ----------
+    n : int or None
+        1 or more.
+
+    Examples
+    --------
+    >>> import normkit as nk
+    >>> nk.set_num_threads(1)
+    >>> nk.get_num_threads()
+    1
+    >>> nk.set_num_threads(None)
+    """
+    global _setting
+    if isinstance(n, bool) or not (n is None or hasattr(n, "__index__")):
+        raise InputTypeError(f"set_num_threads: n is {n!r}, expected an int, or None for as many as the machine grants")
+    if n is not None and n < 1:
+        raise InputValueError(f"set_num_threads: n is {n}, expected 1 or more, or None for as many as the machine grants")
+    _setting = None if n is None else min(operator.index(n), granted())
+
+
+def forked() -> bool:
+    """Whether this process was forked from one that had imported normkit: that process's threads are not here."""
+    return os.getpid() != _born
+
+
+@lru_cache(maxsize=1)
+def granted() -> int:
+    """Cores that this process may keep busy."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limits = [cores, _cgroup_quota(), _variable("OMP_NUM_THREADS"), _variable("NUMBA_NUM_THREADS")]
+    return max(1, min(n for n in limits if n is not None))
+
+
+def _variable(name: str) -> int | None:
+    """The first number of a variable; OMP_NUM_THREADS may hold one for each nesting level, as in 4,2."""
+    text = os.environ.get(name, "").split(",")[0].strip()
+    return int(text) if text.isdecimal() and int(text) > 0 else None
+
+
+def _cgroup_quota() -> int | None:
+    """Whole cores that the CPU quotas of this process's control groups grant (cgroup v2, else v1); None without a quota."""
+    quotas = [_cores(*_words(f"/sys/fs/cgroup{group}/cpu.max", 2)) for group in _control_groups()]
+    v1 = "/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us"
+    quotas = [q for q in quotas if q is not None] or [_cores(*(_words(path, 1)[0] for path in v1))]
+    return min((q for q in quotas if q is not None), default=None)
+
+
+def _control_groups() -> list[str]:
+    """The control group of this process and all around it, as far as they are to be seen: the last is the outermost."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        lines = []
+    group = next((line[3:].rstrip("/") for line in lines if line.startswith("0::/")), "")
+    parts = [part for part in group.split("/") if part not in ("", "..")]
+    return ["".join(f"/{part}" for part in parts[:n]) for n in range(len(parts), -1, -1)]
+
+
+def _words(path: str, number: int) -> list[str]:
+    try:
+        words = Path(path).read_text().split()
+    except OSError:
+        words = []
+    return words if len(words) == number else [""] * number
+
+
+def _cores(quota: str, period: str) -> int | None:
+    if not quota.isdecimal() or not period.isdecimal() or int(period) == 0:
+        return None  # "max", or -1: no quota
+    return max(1, -(-int(quota) // int(period)))

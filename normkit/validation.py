@@ -1,0 +1,312 @@
+"""Every check of every argument, shared by all ops and backends. Kernels have no bounds checks: this is memory safety.
+
+Each public function here turns the arguments of one op into a Problem and its Operands, or raises an error that names
+the op, what it got, what it expected and where that comes from, and the cure. Nothing is read or written before that.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from normkit.errors import InputTypeError, InputValueError
+from normkit.problem import Array, Operands, Problem
+
+FLOATS = ("float16", "bfloat16", "float32", "float64")
+
+
+class ShapeOnly(NamedTuple):
+    """Stands in for a C-contiguous array of which only shape and dtype are known."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        return tuple(self.dtype.itemsize * math.prod(self.shape[a + 1 :]) for a in range(self.ndim))
+
+
+class Call(NamedTuple):
+    """A validated call: the canonical problem, its arrays, and the running statistics to update afterwards."""
+
+    problem: Problem
+    operands: Operands
+    running: Running | None = None
+
+
+class Running(NamedTuple):
+    """Running statistics as given, with the momentum of their update."""
+
+    mean: Array
+    var: Array
+    momentum: float
+
+
+def layer_norm(
+    x: Array,
+    normalized_shape: int | Sequence[int] | None = None,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    eps: float = 1e-5,
+    axis: int | Sequence[int] | None = None,
+    mask: Array | None = None,
+    out: Array | None = None,
+) -> Call:
+    """Check a layer_norm."""
+    op = "layer_norm"
+    family = _array(op, "x", x)
+    if x.ndim == 0:
+        raise InputValueError(f"{op}: x is 0-d, expected at least one axis to normalize over; x.reshape(1) has one")
+    if axis is not None:
+        if normalized_shape is not None:
+            raise InputValueError(f"{op}: both normalized_shape and axis are given; they are two ways to say one thing")
+        axes = _axes(op, axis, x.ndim)
+        where = f"x.shape[axis] with axis={axes}"
+    else:
+        axes, where = _trailing(op, x, normalized_shape, weight)
+    affine_shape = tuple(x.shape[a] for a in axes)
+    for name, parameter in (("weight", weight), ("bias", bias)):
+        _parameter(op, name, parameter, affine_shape, where, family)
+    problem = Problem(
+        op=op,
+        family=family,
+        shape=tuple(x.shape),
+        dtype=x.dtype,
+        axes=tuple(sorted(axes)),
+        affine_axes=tuple(sorted(axes)),
+        eps=_eps(op, eps),
+        weight=None if weight is None else weight.dtype,
+        bias=None if bias is None else bias.dtype,
+        masked=mask is not None,
+        strides=tuple(x.strides),
+    )
+    _mask(op, mask, x, family)
+    _out(op, out, x, family)
+    ascending = np.argsort(axes)
+    weight, bias = (p if p is None else p.transpose(*ascending) for p in (weight, bias))
+    return Call(problem, Operands(x, weight, bias, out=out, mask=mask))
+
+
+def instance_norm(
+    x: Array,
+    running_mean: Array | None = None,
+    running_var: Array | None = None,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    channel_axis: int = 1,
+    mask: Array | None = None,
+    out: Array | None = None,
+) -> Call:
+    """Check an instance_norm."""
+    op = "instance_norm"
+    family = _array(op, "x", x)
+    if x.ndim < 2:
+        raise InputValueError(
+            f"{op}: x has shape {x.shape}, expected (N, C, *spatial): axis 0 is the batch, and unbatched input is never "
+            "guessed; x[np.newaxis] adds the batch"
+        )
+    channel, *more = _axes(op, channel_axis, x.ndim, "channel_axis")
+    if more:
+        raise InputValueError(f"{op}: channel_axis is {channel_axis!r}, expected one axis")
+    if channel == 0:
+        raise InputValueError(
+            f"{op}: channel_axis={channel_axis} is axis 0, the batch; expected 1 .. {x.ndim - 1}; x[np.newaxis] adds a batch"
+        )
+    channels = (x.shape[channel],)
+    where = f"x.shape[{channel}], the channels"
+    named = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
+    for name, parameter in named.items():
+        _parameter(op, name, parameter, channels, where, family)
+    if (running_mean is None) != (running_var is None):
+        raise InputValueError(f"{op}: running_mean and running_var belong together, expected both or neither")
+    running = None
+    if running_mean is not None:
+        running = Running(running_mean, running_var, _finite(op, "momentum", momentum))
+        for name in ("running_mean", "running_var") if use_input_stats else ():
+            _writable(op, name, named[name], "it is updated in place; pass a copy")
+    elif not use_input_stats:
+        raise InputValueError(
+            f"{op}: use_input_stats=False without running_mean and running_var, expected both: they are the statistics then"
+        )
+    problem = Problem(
+        op=op,
+        family=family,
+        shape=tuple(x.shape),
+        dtype=x.dtype,
+        axes=tuple(a for a in range(1, x.ndim) if a != channel),
+        affine_axes=(channel,),
+        eps=_eps(op, eps),
+        weight=None if weight is None else weight.dtype,
+        bias=None if bias is None else bias.dtype,
+        statistics="input" if use_input_stats else "given",
+        masked=mask is not None,
+        strides=tuple(x.strides),
+    )
+    _mask(op, mask, x, family)
+    _out(op, out, x, family)
+    operands = Operands(x, weight, bias, out=out, mask=mask)
+    return Call(problem, operands, running)
+
+
+def _array(op: str, name: str, value: Any) -> str:
+    """The family of an array that can be normalized: the package of its type."""
+    if isinstance(value, ShapeOnly) or type(value) is np.ndarray or type(value) is np.memmap:
+        family = "numpy"
+    elif isinstance(value, np.ma.MaskedArray):
+        cure = "pass x.filled(0) with mask=~np.ma.getmaskarray(x)" if name == "x" else f"{name}.filled(0) makes one"
+        raise InputTypeError(f"{op}: {name} is a masked array, whose mask would be lost, expected a plain array; {cure}")
+    elif isinstance(value, np.ndarray):
+        kind = f"{type(value).__module__}.{type(value).__qualname__}"
+        raise InputTypeError(f"{op}: {name} is a {kind}, expected a plain array; np.asarray({name}) makes one")
+    elif isinstance(getattr(value, "dtype", None), np.dtype) and hasattr(value, "strides"):
+        family = type(value).__module__.partition(".")[0]
+        if family == "numpy":  # a NumPy scalar
+            raise InputTypeError(f"{op}: {name} is a {type(value).__name__} scalar, expected an array; np.array([{name}])")
+    else:
+        cure = f"np.asarray({name}, dtype=np.float32)"
+        raise InputTypeError(f"{op}: {name} is {_kind(value)}, expected a NumPy array; {cure} makes one of numbers")
+    if value.dtype.name not in FLOATS:
+        raise InputTypeError(f"{op}: {name} has dtype {value.dtype}, expected one of {', '.join(FLOATS)}; {_cast(name, value)}")
+    return family
+
+
+def _kind(value: object) -> str:
+    return "None" if value is None else f"a {type(value).__module__}.{type(value).__qualname__}".replace("builtins.", "")
+
+
+def _cast(name: str, value: Array) -> str:
+    match value.dtype.kind:
+        case "c":
+            return f"normalize {name}.real and {name}.imag apart"
+        case "f":
+            return f"{name}.astype(np.float64) is the widest that is served"
+        case "b" | "i" | "u":
+            return f"{name}.astype(np.float32) holds integers up to 2**24 exactly, np.float64 up to 2**53"
+        case _:
+            return f"{name}.astype(np.float32) works if its elements are numbers"
+
+
+def _axes(op: str, axis: Any, ndim: int, name: str = "axis") -> tuple[int, ...]:
+    """Axes as given, as non-negative ints in the order given."""
+    given = axis if isinstance(axis, tuple | list) else (axis,)
+    axes = []
+    for a in given:
+        a = _index(op, name, a)
+        if not -ndim <= a < ndim:
+            raise InputValueError(f"{op}: {name} holds {a}, expected {-ndim} .. {ndim - 1} for x of {ndim} axes")
+        axes.append(a % ndim)
+    if not axes or len(set(axes)) < len(axes):
+        raise InputValueError(f"{op}: {name} is {axis!r}, expected at least one axis, each once")
+    return tuple(axes)
+
+
+def _trailing(op: str, x: Array, normalized_shape: Any, weight: Array | None) -> tuple[tuple[int, ...], str]:
+    """Trailing axes from normalized_shape, or from the weight's shape, or the last one; and how to say where from."""
+    if normalized_shape is None:
+        if weight is None:
+            return (x.ndim - 1,), "x.shape[-1:]"
+        _array(op, "weight", weight)
+        expected, source = tuple(weight.shape), "weight.shape"
+        if not expected:
+            raise InputValueError(f"{op}: weight is 0-d, expected the shape of the trailing axes of x: {x.shape[-1:]} for one")
+    else:
+        given = normalized_shape if isinstance(normalized_shape, tuple | list) else (normalized_shape,)
+        expected, source = tuple(_index(op, "normalized_shape", n) for n in given), "normalized_shape"
+        if not expected:
+            raise InputValueError(f"{op}: normalized_shape is empty, expected the sizes of one or more trailing axes of x")
+    trailing = f"x.shape[-{len(expected)}:]"
+    if tuple(x.shape[-len(expected) :]) != expected:
+        if source == "weight.shape" and len(expected) == 1:
+            raise InputValueError(f"{op}: weight has shape {expected}, expected {tuple(x.shape[-1:])} = {trailing}")
+        raise InputValueError(
+            f"{op}: {source} is {expected}, expected the trailing sizes of x: {trailing} = {tuple(x.shape[-len(expected) :])}; "
+            "axis= takes any axes"
+        )
+    return tuple(range(x.ndim - len(expected), x.ndim)), trailing
+
+
+def _parameter(op: str, name: str, value: Array | None, shape: tuple[int, ...], where: str, family: str) -> None:
+    if value is None:
+        return
+    if (its_family := _array(op, name, value)) != family:
+        raise InputTypeError(f"{op}: {name} is an array of {its_family}, expected {family} as x")
+    if tuple(value.shape) != shape:
+        raise InputValueError(f"{op}: {name} has shape {tuple(value.shape)}, expected {shape} = {where}")
+
+
+def _mask(op: str, mask: Array | None, x: Array, family: str) -> None:
+    if mask is None:
+        return
+    if not isinstance(getattr(mask, "dtype", None), np.dtype) or isinstance(mask, np.ma.MaskedArray):
+        raise InputTypeError(f"{op}: mask is {_kind(mask)}, expected a boolean array that broadcasts to x.shape = {x.shape}")
+    if mask.dtype != np.bool_:
+        raise InputTypeError(f"{op}: mask has dtype {mask.dtype}, expected bool: True where x counts; mask != 0 makes one")
+    its_family = type(mask).__module__.partition(".")[0]
+    if its_family != family:
+        raise InputTypeError(f"{op}: mask is an array of {its_family}, expected {family} as x")
+    sizes = zip(mask.shape[::-1], x.shape[::-1], strict=False)
+    if mask.ndim > x.ndim or any(m not in (1, n) for m, n in sizes):
+        raise InputValueError(f"{op}: mask has shape {mask.shape}, which does not broadcast to x.shape = {x.shape}")
+
+
+def _out(op: str, out: Array | None, x: Array, family: str) -> None:
+    if out is None:
+        return
+    if (its_family := _array(op, "out", out)) != family:
+        raise InputTypeError(f"{op}: out is an array of {its_family}, expected {family} as x")
+    if out.dtype.newbyteorder("=") != x.dtype.newbyteorder("="):
+        raise InputTypeError(f"{op}: out has dtype {out.dtype}, expected {x.dtype} = x.dtype")
+    if tuple(out.shape) != tuple(x.shape):
+        raise InputValueError(f"{op}: out has shape {out.shape}, expected {x.shape} = x.shape")
+    _writable(op, "out", out, "pass an array that may be written")
+    reach = out.dtype.itemsize if 0 not in out.shape else 0
+    for stride, n in sorted((abs(s), n) for s, n in zip(out.strides, out.shape, strict=True) if n > 1):
+        if stride < reach:
+            raise InputValueError(
+                f"{op}: elements of out lie over each other (strides {out.strides}), so it cannot hold the result; "
+                "pass a full array"
+            )
+        reach += stride * (n - 1)
+
+
+def _writable(op: str, name: str, value: Array, cure: str) -> None:
+    if not getattr(value.flags, "writeable", True):  # a CuPy array has no such flag, and is always writable
+        raise InputValueError(f"{op}: {name} is read-only, expected a writable array: {cure}")
+
+
+def _index(op: str, name: str, value: Any) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise InputTypeError(f"{op}: {name} holds {value!r}, expected an int or a tuple of ints") from None
+
+
+def _finite(op: str, name: str, value: Any) -> float:
+    if not isinstance(value, Real):
+        raise InputTypeError(f"{op}: {name} is {value!r}, expected a real number")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise InputValueError(f"{op}: {name} is {value!r}, expected a finite number")
+    return number
+
+
+def _eps(op: str, value: Any) -> float:
+    eps = _finite(op, "eps", value)
+    if eps < 0:
+        raise InputValueError(f"{op}: eps is {eps!r}, expected 0 or more; 1e-5 is usual, 0 is exact")
+    return eps
