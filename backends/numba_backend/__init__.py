@@ -1,0 +1,87 @@
+"""The Numba engine: canonical problems to kernels, serial or parallel. Compiles on first use, for the dtype at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from math import prod
+from typing import Any
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from normkit import pool
+from normkit.problem import Operands, Problem, Rows
+
+from . import cache, layouts, strided, threads
+from .compiling import kernel
+from .rows import RowsCall
+
+
+class NumbaBackend:
+    """Fused kernels on one thread or all."""
+
+    name = "numba"
+    family = "numpy"
+
+    def why_not(self, problem: Problem) -> list[str]:
+        return []
+
+    def prepare(self, problem: Problem) -> Callable[[Operands], None]:
+        if _plain(problem) and not problem.masked:
+            return RowsCall(problem)
+        return partial(strided.run, problem)
+
+    def replay(self, problem: Problem, operands: Operands) -> Callable[..., NDArray[Any]] | None:
+        """A function of (x, weight, bias, out) that repeats this run on other arrays of the same kind."""
+        call = self.prepare(problem)
+        return call.replay(operands) if isinstance(call, RowsCall) else None
+
+    def empty_like(self, x: NDArray[Any]) -> NDArray[Any]:
+        """An output in native byte order whose axes lie in the order of x's: C order if x repeats its elements."""
+        dtype = x.dtype.newbyteorder("=")
+        if x.flags.c_contiguous:
+            return pool.empty(x.shape, dtype)
+        order = layouts.order(x.strides)
+        return pool.empty(tuple(x.shape[a] for a in order), dtype).transpose(np.argsort(order))
+
+    def describe_layout(self, problem: Problem) -> str | None:
+        """How x is taken, what is copied, and why; None of what the problem itself can tell: rows that lie end to end."""
+        return strided.describe(problem) if prod(problem.shape) > 0 and not _plain(problem) else None
+
+    def empty_stats(self, shape: tuple[int, ...]) -> NDArray[np.float64]:
+        return np.empty(shape, np.float64)
+
+    def describe(self) -> dict[str, str]:
+        return {
+            "version": numba.__version__,
+            "threading layer": threads.describe(),
+            "threads": str(threads.available()),
+            "kernels kept in": cache.describe(),
+            "outputs kept": f"{pool.held() / 2**20:.0f} MiB of at most {pool.get_cache_limit() / 2**20:.0f} MiB for reuse",
+        }
+
+    def warmup(self, dtypes: Iterable[str]) -> Iterator[str]:
+        """Load or compile the kernels of contiguous rows, which most calls run on; yields what is ready."""
+        for dtype in dtypes:
+            for name in ("rows_serial", "rows_parallel", "split_parallel"):
+                kernel(name, _dtype(dtype))
+                yield f"{name} {dtype}"
+        yield f"kept in {cache.describe()}"
+
+
+def load() -> NumbaBackend:
+    """The backend, for the registry."""
+    return NumbaBackend()
+
+
+def _plain(problem: Problem) -> bool:
+    """Whether x is rows that lie end to end."""
+    return isinstance(problem.layout, Rows) and problem.contiguous and problem.dtype.isnative
+
+
+def _dtype(name: str) -> np.dtype[Any]:
+    if name == "bfloat16":
+        __import__("ml_dtypes")  # registers the name with NumPy
+    return np.dtype(name)

@@ -1,0 +1,464 @@
+"""The kernels for columns: statistics down the lanes of (outer, length, lanes), with the bits of the rows kernels.
+
+Element k of a block of a column goes to accumulator k % 16, its phase, as it goes to lane k % 16 of a row. So 16 sums are
+kept for each column, and what is one vector there is 16 vectors here, each across neighbouring columns. Columns are taken a
+tile at a time, so that the sums stay in L1. Where there are fewer columns than lanes in a vector (the channels of an image)
+and the rows of x lie end to end, 16 rows are taken as one: element i of them belongs to sum i, whatever its column.
+
+`shape` says what is where, see the names below; offsets into `work`, float64 of one thread, are counted in fields.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit, prange
+
+from .kernels import BLOCK, factors_of, inline, merge, place
+from .masks import copy_flag, flags, flags_first, is_none, tally, unless
+from .simd import (
+    WIDTH,
+    cast,
+    element,
+    fence,
+    fma,
+    is_double,
+    itemsize,
+    keep_first,
+    load,
+    load_first,
+    one_by_one,
+    pick,
+    prefetch,
+    put,
+    splat,
+    store,
+    store_first,
+    stream,
+    total,
+    unity,
+)
+
+MAX_SPAN = 1024  # rows of x whose places are looked up at once
+MAX_FLAT = 64  # columns, of rows that are taken 16 as one
+
+# What stands where in `shape`
+OUTER, LENGTH, LANES, TILE, FLAT, SPAN, FIELD, GIVEN, WANTED, STREAMED, PER_K, W_OUTER, W_LANE, M_STEP, AHEAD, SUMS = range(16)
+X_OUTER, X_LENGTH, OUT_OUTER, OUT_LENGTH, M_OUTER, M_LENGTH = range(16, 40, 4)  # each as `place` takes it
+SHAPE = 40
+
+# Fields of `work`, each of shape[FIELD] numbers: sums of each phase, and what they are shifted by
+S, Q, N, SHIFT = range(4)
+# A block's moments in each column
+B_COUNT, B_FIRST, B_SHIFT, B_DELTA, B_M2 = range(4, 9)
+# A column's moments, and from them the factors of y
+COUNT, ORIGIN, MEAN, M2, CENTER, SCALE, REST, OFFSET, WIDE = range(9, 18)
+FIELDS = 18
+
+
+@inline
+def add_up(
+    x: Any, xi: int, mask: Any, mi: int, m_step: int, places: Any, c: int, k: int, rows: int, width: int, work: Any,
+    sums: int, shift: int, field: int, ahead: int,
+) -> None:  # fmt: skip
+    """Add rows k, k + 16, ... of x - shift, and their squares, to the sums of `width` columns; only where the mask is 1."""
+    one = splat(unity(x), np.float64)
+    for j in range(0, width, WIDTH):
+        n = width - j
+        s, q = load(work, sums + S * field + j, np.float64), load(work, sums + Q * field + j, np.float64)
+        count, center = load(work, sums + N * field + j, np.float64), load(work, shift + j, np.float64)
+        zero = splat(0.0, np.float64)
+        if n >= WIDTH:
+            for i in range(rows):
+                yes = flags(mask, mi + places[c, 1, k + i * WIDTH] + j * m_step, m_step)
+                at = xi + places[c, 0, k + i * WIDTH] + j
+                d = pick(yes, load(x, at, np.float64) - center, zero)
+                prefetch(x, at + ahead)
+                s = fma(d, one, s)
+                q = fma(d, d, q)
+                count = tally(count, yes)
+        else:
+            for i in range(rows):
+                yes = flags_first(mask, mi + places[c, 1, k + i * WIDTH] + j * m_step, m_step, n)
+                d = keep_first(load_first(x, xi + places[c, 0, k + i * WIDTH] + j, n, np.float64) - center, n)
+                d = pick(yes, d, zero)
+                s = fma(d, one, s)
+                q = fma(d, d, q)
+                count = tally(count, yes)
+        store(work, sums + S * field + j, s)
+        store(work, sums + Q * field + j, q)
+        if not is_none(mask):
+            store(work, sums + N * field + j, count)
+
+
+@inline
+def fold(work: Any, at: int, pitch: int, phases: int) -> None:
+    """Add the sums of all phases, halves onto halves as `total` does, into those of phase 0."""
+    half = 1
+    while half * 2 < phases:
+        half *= 2
+    while half > 0:
+        n = max(min(phases - half, half), 0) * pitch
+        for j in range(0, n - n % WIDTH, WIDTH):
+            upper = load(work, at + half * pitch + j, np.float64)
+            store(work, at + j, load(work, at + j, np.float64) + upper)
+        if n % WIDTH > 0:
+            j = n - n % WIDTH
+            upper = load(work, at + half * pitch + j, np.float64)
+            store_first(work, at + j, n % WIDTH, load(work, at + j, np.float64) + upper)
+        half //= 2
+
+
+@inline
+def first_elements(x: Any, xi: int, mask: Any, mi: int, shape: Any, k: int, n: int, width: int, work: Any, at: int) -> None:
+    """The first of elements k .. k + n of each column; with a mask, the first one where it is 1."""
+    m_step = shape[M_STEP]
+    for j in range(0, width, WIDTH):
+        some = min(width - j, WIDTH)
+        first = seen = splat(0.0, np.float64)
+        for i in range(k, k + n):
+            yes = flags_first(mask, mi + place(i, shape, M_LENGTH) + j * m_step, m_step, some)
+            fresh = unless(seen, yes)
+            first = pick(fresh, load_first(x, xi + place(i, shape, X_LENGTH) + j, some, np.float64), first)
+            seen = tally(seen, fresh)
+            if is_none(mask) or total(seen) == some:
+                break
+        store(work, at + j, first)
+
+
+@inline
+def look_up(places: Any, c: int, which: int, k: int, n: int, every: int, shape: Any, layout: int) -> None:
+    """Write down where rows k .. k + n are, or where every so many-th of them is."""
+    if shape[layout] == 0:
+        step = shape[layout + 2]
+        for i in range(0, n, every):
+            one_by_one()
+            places[c, which, i] = (k + i) * step
+    else:
+        for i in range(0, n, every):
+            one_by_one()
+            places[c, which, i] = place(k + i, shape, layout)
+
+
+@inline
+def spread(mask: Any, mi: int, m_step: int, places: Any, c: int, n: int, width: int, yes: Any, at: int) -> None:
+    """Write down the mask of each element of n rows, as they lie in x; the rows of the mask have been looked up."""
+    for j in range(width):
+        for i in range(n):
+            copy_flag(mask, mi + places[c, 1, i] + j * m_step, yes, at + i * width + j)
+
+
+@inline
+def repeat(array: Any, at: int, n: int, times: int) -> None:
+    """Copy the n numbers at `at` behind themselves, so that they stand there so many times."""
+    for i in range(at + n, at + n * times):
+        one_by_one()
+        put(array, i, element(array, i - n))
+
+
+@inline
+def block_moments(
+    x: Any, xi: int, mask: Any, mi: int, shape: Any, k: int, n: int, width: int, work: Any, w: int, places: Any, c: int,
+    yes: Any,
+) -> None:  # fmt: skip
+    """The moments of n <= BLOCK elements of each column from k on, as `kernels.block_moments` takes them of a row."""
+    field, pitch, flat = shape[FIELD], shape[TILE], shape[FLAT]
+    yes_at = c * MAX_SPAN * MAX_FLAT
+    where, where_at, m_step = (yes, yes_at, 1) if flat else (mask, mi, shape[M_STEP])
+    first, shift, phases = w + B_FIRST * field, w + SHIFT * field, min(n, WIDTH)
+    first_elements(x, xi, mask, mi, shape, k, n, width, work, first)
+    for j in range(0, width, WIDTH):
+        store(work, shift + j, load(work, first + j, np.float64))
+    for _ in range(2 if is_double(x) else 1):
+        for j in range(0, width, WIDTH):
+            store(work, w + B_SHIFT * field + j, load(work, shift + j, np.float64))
+        repeat(work, shift, width, WIDTH if flat else 1)
+        for f in range(shape[SUMS]):
+            for j in range(0, phases * pitch, WIDTH):
+                store(work, w + f * field + j, splat(0.0, np.float64))
+        for at in range(0, n, shape[SPAN]):
+            rows = min(shape[SPAN], n - at)
+            look_up(places, c, 0, k + at, rows, WIDTH if flat else 1, shape, X_LENGTH)
+            if not is_none(mask):
+                look_up(places, c, 1, k + at, rows, 1, shape, M_LENGTH)
+                if flat:
+                    spread(mask, mi, shape[M_STEP], places, c, rows, width, yes, yes_at)
+                    for i in range(0, rows, WIDTH):
+                        one_by_one()
+                        places[c, 1, i] = i * width
+            ahead = place(k + at + rows, shape, X_LENGTH) - places[c, 0, 0]  # what is summed next is fetched meanwhile
+            for p in range(2 if flat else min(rows, WIDTH)):
+                if flat:  # all that fill 16 rows, then the rest
+                    rest = rows % WIDTH
+                    start, some, many, sums = p * (rows - rest), width * (rest if p else WIDTH), 1 if p else rows // WIDTH, w
+                else:
+                    start, some, many, sums = p, width, (rows - p + WIDTH - 1) // WIDTH, w + p * pitch
+                add_up(x, xi, where, where_at, m_step, places, c, start, many, some, work, sums, shift, field, ahead)
+        for f in range(shape[SUMS]):
+            fold(work, w + f * field, pitch, phases)
+        for j in range(width):
+            count = float(n) if is_none(mask) else element(work, w + N * field + j)
+            s, q = element(work, w + S * field + j), element(work, w + Q * field + j)
+            delta = s * (1.0 / count)
+            m2 = q - s * delta
+            put(work, w + B_COUNT * field + j, count)
+            put(work, w + B_DELTA * field + j, delta)
+            put(work, w + B_M2 * field + j, max(m2, 0.0) if m2 == m2 else m2)
+            put(work, shift + j, element(work, shift + j) + delta)
+
+
+@inline
+def start_moments(work: Any, w: int, field: int, width: int) -> None:
+    """Moments of no elements."""
+    for j in range(0, width, WIDTH):
+        store(work, w + COUNT * field + j, splat(0.0, np.float64))
+        store(work, w + ORIGIN * field + j, splat(np.nan, np.float64))
+        store(work, w + MEAN * field + j, splat(0.0, np.float64))
+        store(work, w + M2 * field + j, splat(0.0, np.float64))
+
+
+@inline
+def absorb(block: Any, b: int, b_field: int, work: Any, w: int, field: int, width: int) -> None:
+    """Merge the moments of a block, whose fields start at `b`, into those of the columns."""
+    for j in range(width):
+        n, first = element(block, b + j), element(block, b + b_field + j)
+        if n > 0.0:
+            count = element(work, w + COUNT * field + j)
+            origin = first if count == 0.0 else element(work, w + ORIGIN * field + j)
+            mean = (element(block, b + 2 * b_field + j) - origin) + element(block, b + 3 * b_field + j)
+            m2 = element(block, b + 4 * b_field + j)
+            old_mean, old_m2 = element(work, w + MEAN * field + j), element(work, w + M2 * field + j)
+            if count > 0.0:
+                mean, m2 = merge(count, old_mean, old_m2, n, mean, m2)
+            put(work, w + COUNT * field + j, count + n)
+            put(work, w + ORIGIN * field + j, origin)
+            put(work, w + MEAN * field + j, mean)
+            put(work, w + M2 * field + j, m2)
+
+
+@inline
+def given_moments(mean: Any, var: Any, at: int, work: Any, w: int, field: int, width: int) -> None:
+    """Moments that the caller knows."""
+    for j in range(width):
+        one_by_one()
+        put(work, w + COUNT * field + j, 1.0)
+        put(work, w + ORIGIN * field + j, element(mean, at + j))
+        put(work, w + MEAN * field + j, 0.0)
+        put(work, w + M2 * field + j, element(var, at + j))
+
+
+@inline
+def variance(work: Any, w: int, field: int, j: int) -> float:
+    """The variance of column j; NaN of no elements."""
+    count = element(work, w + COUNT * field + j)
+    return element(work, w + M2 * field + j) * (1.0 / count) if count > 0.0 else np.nan
+
+
+@inline
+def tell_moments(mean: Any, var: Any, at: int, work: Any, w: int, field: int, width: int) -> None:
+    """Write mean and variance of each column; NaN of no elements."""
+    for j in range(width):
+        one_by_one()
+        put(mean, at + j, element(work, w + ORIGIN * field + j) + element(work, w + MEAN * field + j))
+        put(var, at + j, variance(work, w, field, j))
+
+
+@inline
+def make_factors(x: Any, weight: Any, bias: Any, at: int, shape: Any, eps: float, work: Any, w: int, factors: Any, c: int,
+                 width: int) -> bool:  # fmt: skip
+    """From the moments, the factors of y in each column, in float64 and as the lanes hold them; whether any needs float64."""
+    field, mixed = shape[FIELD], False
+    f = c * 4 * field
+    for j in range(width):
+        var = variance(work, w, field, j)
+        moments = element(work, w + ORIGIN * field + j), element(work, w + MEAN * field + j), var
+        rstd = 1.0 / np.sqrt(var + eps) if var + eps != 0.0 else 0.0
+        scale = rstd if shape[PER_K] else rstd * element(weight, at + j * shape[W_LANE])
+        offset = 0.0 if shape[PER_K] else element(bias, at + j * shape[W_LANE])
+        single, center, scale, rest, offset = factors_of(moments, shape[LENGTH], scale, offset, itemsize(x) != 4)
+        put(work, w + WIDE * field + j, 0.0 if single else 1.0)
+        put(work, w + CENTER * field + j, center)
+        put(work, w + SCALE * field + j, scale)
+        put(work, w + REST * field + j, rest)
+        put(work, w + OFFSET * field + j, offset)
+        mixed = mixed or not single
+    times = max(shape[FLAT], 1)
+    for i in range(CENTER, FIELDS):
+        repeat(work, w + i * field, width, times)
+    for i in range(4):
+        for j in range(0, width * times, WIDTH):
+            store(factors, f + i * field + j, load(work, w + (CENTER + i) * field + j, np.float64))
+    return mixed and not is_double(x)
+
+
+@inline
+def normalized(x: Any, array: Any, at: int, field: int, w: float, b: float, per_k: bool, compute: Any) -> Any:
+    """(x - center) * scale + offset of lanes x, then * w + b if weight and bias belong to the row."""
+    d = x - load(array, at, compute)
+    rest = fma(d, load(array, at + 2 * field, compute), load(array, at + 3 * field, compute))
+    y = fma(d, load(array, at + field, compute), rest)
+    return fma(y, splat(w, compute), splat(b, compute)) if per_k else y
+
+
+@inline
+def apply_row(
+    x: Any, xi: int, out: Any, oi: int, width: int, weight: float, bias: float, shape: Any, work: Any, w: int, factors: Any,
+    c: int, mixed: bool, compute: Any,
+) -> None:  # fmt: skip
+    """Normalize a row of a tile, in float32 or float64 as each column needs it."""
+    field, per_k, streamed, ahead = shape[FIELD], shape[PER_K] != 0, shape[STREAMED], shape[AHEAD]
+    f, wide = c * 4 * field, w + CENTER * field
+    for j in range(0, width, WIDTH):
+        n = width - j
+        if n >= WIDTH:
+            y = normalized(load(x, xi + j, compute), factors, f + j, field, weight, bias, per_k, compute)
+            if mixed:
+                y64 = normalized(load(x, xi + j, np.float64), work, wide + j, field, weight, bias, per_k, np.float64)
+                y = pick(load(work, w + WIDE * field + j, compute), cast(y64, compute), y)
+            if streamed:
+                prefetch(x, xi + j + ahead)
+                stream(out, oi + j, y)
+            else:
+                store(out, oi + j, y)
+        else:
+            y = normalized(load_first(x, xi + j, n, compute), factors, f + j, field, weight, bias, per_k, compute)
+            if mixed:
+                y64 = normalized(load_first(x, xi + j, n, np.float64), work, wide + j, field, weight, bias, per_k, np.float64)
+                y = pick(load(work, w + WIDE * field + j, compute), cast(y64, compute), y)
+            store_first(out, oi + j, n, y)
+
+
+@inline
+def apply(
+    x: Any, xi: int, out: Any, oi: int, start: int, stop: int, width: int, weight: Any, bias: Any, shape: Any, work: Any,
+    w: int, factors: Any, c: int, mixed: bool,
+) -> None:  # fmt: skip
+    """Normalize elements start .. stop of each column of a tile."""
+    step = max(shape[FLAT], 1)
+    for k in range(start, stop, step):
+        a, b = (element(weight, k), element(bias, k)) if shape[PER_K] else (1.0, 0.0)
+        n = width * min(step, stop - k)
+        xk, ok = xi + place(k, shape, X_LENGTH), oi + place(k, shape, OUT_LENGTH)
+        if is_double(x):
+            apply_row(x, xk, out, ok, n, a, b, shape, work, w, factors, c, False, np.float64)
+        else:
+            apply_row(x, xk, out, ok, n, a, b, shape, work, w, factors, c, mixed, np.float32)
+
+
+@inline
+def tile_of(t: int, shape: Any) -> Any:
+    """(outer, first column, columns) of tile t."""
+    tiles = (shape[LANES] + shape[TILE] - 1) // shape[TILE]
+    first = t % tiles * shape[TILE]
+    return t // tiles, first, min(shape[TILE], shape[LANES] - first)
+
+
+@inline
+def columns(
+    x: Any, out: Any, mask: Any, weight: Any, bias: Any, mean: Any, var: Any, shape: Any, eps: float, work: Any, factors: Any,
+    places: Any, yes: Any, c: int, start: int, stop: int,
+) -> None:  # fmt: skip
+    """Moments and apply of tiles start .. stop."""
+    field, w, length = shape[FIELD], c * FIELDS * shape[FIELD], shape[LENGTH]
+    for t in range(start, stop):
+        o, first, width = tile_of(t, shape)
+        xi, oi = place(o, shape, X_OUTER) + first, place(o, shape, OUT_OUTER) + first
+        mi, at = place(o, shape, M_OUTER) + first * shape[M_STEP], o * shape[LANES] + first
+        if shape[GIVEN]:
+            given_moments(mean, var, at, work, w, field, width)
+        else:
+            start_moments(work, w, field, width)
+            for k in range(0, length, BLOCK):
+                block_moments(x, xi, mask, mi, shape, k, min(BLOCK, length - k), width, work, w, places, c, yes)
+                absorb(work, w + B_COUNT * field, field, work, w, field, width)
+            if shape[WANTED]:
+                tell_moments(mean, var, at, work, w, field, width)
+        wi = o * shape[W_OUTER] + first * shape[W_LANE]
+        mixed = make_factors(x, weight, bias, wi, shape, eps, work, w, factors, c, width)
+        span = shape[SPAN]
+        for k in range((length - 1) // span * span, -1, -span):  # backwards: what was read last is still in cache
+            apply(x, xi, out, oi, k, min(length, k + span), width, weight, bias, shape, work, w, factors, c, mixed)
+
+
+@njit(nogil=True, error_model="numpy", _nrt=False)
+def columns_serial(
+    x: Any, out: Any, mask: Any, weight: Any, bias: Any, mean: Any, var: Any, shape: Any, eps: float, work: Any, factors: Any,
+    places: Any, yes: Any,
+) -> None:  # fmt: skip
+    """All tiles on this thread."""
+    tiles = shape[OUTER] * ((shape[LANES] + shape[TILE] - 1) // shape[TILE])
+    columns(x, out, mask, weight, bias, mean, var, shape, eps, work, factors, places, yes, 0, 0, tiles)
+    fence()
+
+
+@njit(nogil=True, parallel=True, error_model="numpy", _nrt=False)
+def columns_parallel(
+    x: Any, out: Any, mask: Any, weight: Any, bias: Any, mean: Any, var: Any, shape: Any, eps: float, work: Any, factors: Any,
+    places: Any, yes: Any, chunks: int,
+) -> None:  # fmt: skip
+    """A chunk of tiles on each thread."""
+    tiles = shape[OUTER] * ((shape[LANES] + shape[TILE] - 1) // shape[TILE])
+    for i in prange(chunks):
+        c = np.intp(i)
+        first, last = tiles * c // chunks, tiles * (c + 1) // chunks
+        columns(x, out, mask, weight, bias, mean, var, shape, eps, work, factors, places, yes, c, first, last)
+        fence()
+
+
+@njit(nogil=True, parallel=True, error_model="numpy", _nrt=False)
+def columns_split(
+    x: Any, out: Any, mask: Any, weight: Any, bias: Any, mean: Any, var: Any, shape: Any, eps: float, work: Any, factors: Any,
+    places: Any, yes: Any, chunks: int, scratch: Any,
+) -> None:  # fmt: skip
+    """Few tiles: a chunk of the blocks of all tiles on each thread, for the moments, then for the apply.
+
+    `scratch` is (blocks of all tiles, 5 * TILE): the moments of each block; then, with the first one, those of the columns.
+    """
+    field, tile, length = shape[FIELD], shape[TILE], shape[LENGTH]
+    tiles = shape[OUTER] * ((shape[LANES] + tile - 1) // tile)
+    blocks = (length + BLOCK - 1) // BLOCK
+    for i in prange(chunks):
+        c = np.intp(i)
+        w = c * FIELDS * field
+        for t in range(tiles * blocks * c // chunks, tiles * blocks * (c + 1) // chunks):
+            o, first, width = tile_of(t % tiles, shape)
+            xi, mi = place(o, shape, X_OUTER) + first, place(o, shape, M_OUTER) + first * shape[M_STEP]
+            k = t // tiles * BLOCK
+            block_moments(x, xi, mask, mi, shape, k, min(BLOCK, length - k), width, work, w, places, c, yes)
+            for f in range(5):
+                for j in range(width):
+                    one_by_one()
+                    scratch[t, f * tile + j] = element(work, w + (B_COUNT + f) * field + j)
+    for t in range(tiles):
+        o, first, width = tile_of(t, shape)
+        start_moments(work, 0, field, width)
+        for b in range(blocks):
+            absorb(scratch, (b * tiles + t) * 5 * tile, tile, work, 0, field, width)
+        if shape[WANTED]:
+            tell_moments(mean, var, o * shape[LANES] + first, work, 0, field, width)
+        for f in range(4):
+            for j in range(width):
+                one_by_one()
+                scratch[t, f * tile + j] = element(work, (COUNT + f) * field + j)
+    for i in prange(chunks):
+        c = np.intp(i)
+        w = c * FIELDS * field
+        for back in range(tiles * blocks * c // chunks, tiles * blocks * (c + 1) // chunks):
+            # the last blocks read are still in cache
+            t = tiles * blocks * c // chunks + tiles * blocks * (c + 1) // chunks - 1 - back
+            o, first, width = tile_of(t % tiles, shape)
+            for f in range(4):
+                for j in range(width):
+                    one_by_one()
+                    put(work, w + (COUNT + f) * field + j, scratch[t % tiles, f * tile + j])
+            wi = o * shape[W_OUTER] + first * shape[W_LANE]
+            mixed = make_factors(x, weight, bias, wi, shape, eps, work, w, factors, c, width)
+            xi, oi = place(o, shape, X_OUTER) + first, place(o, shape, OUT_OUTER) + first
+            k = t // tiles * BLOCK
+            apply(x, xi, out, oi, k, min(length, k + BLOCK), width, weight, bias, shape, work, w, factors, c, mixed)
+        fence()
+
+
+# The same with a mask: `compiling` takes the type of the mask from the name
+masked_columns_serial, masked_columns_parallel, masked_columns_split = columns_serial, columns_parallel, columns_split

@@ -1,0 +1,92 @@
+"""Calls on columns: how wide a tile is, and how the work is shared out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from normkit.problem import Operands, Problem
+
+from . import column_kernels as ck
+from . import threads
+from .compiling import kernel
+from .kernels import BLOCK
+from .layouts import ColumnsPlan, flat
+from .rows import PARALLEL_BYTES, STREAM_BYTES
+from .sets import Sets
+from .simd import WIDTH
+
+TILE_BYTES, TILE_LANES = 1 << 12, 1 << 10  # a tile is at most so wide: memory is fast in long stretches, the sums stay in L2
+TILE_LEAST = 1 << 8  # bytes, below which a tile is not narrowed for the sake of more threads
+FLAT_LEAST = 256  # elements of a column, for which it pays to repeat what is known of it for each of 16 rows
+FLAT_WIDTH = 512  # elements that are applied to as one row where lanes are few: 16 rows or more
+SPAN_BYTES = 1 << 17  # rows of a tile that are summed at once: they stay in L2, while the next ones are fetched
+
+
+def run(problem: Problem, plan: ColumnsPlan, operands: Operands, mask: NDArray[Any] | None) -> None:
+    """Normalize the columns of a plan."""
+    sets = Sets(problem, plan.order)
+    mean, var = sets.statistics(operands)
+    weight, bias = sets.parameters(operands)
+    x, out, flags = flat(operands.x), flat(operands.out), None if mask is None else flat(mask)
+    shape = _shape(plan, sets, weight, operands, threads.available())
+    field, size = int(shape[ck.FIELD]), problem.dtype.itemsize
+    shape[ck.STREAMED] = operands.x.size * size >= STREAM_BYTES and _aligned(plan, out, bool(shape[ck.FLAT]))
+    prefix, dtype = "" if mask is None else "masked_", problem.dtype
+    tiles = plan.outer * -(-plan.lanes // int(shape[ck.TILE]))
+    blocks = -(-plan.length // BLOCK)
+    with threads.sharing as chunks:
+        if 2 * operands.x.size * size < PARALLEL_BYTES:
+            chunks = 1
+        work = np.empty(chunks * ck.FIELDS * field)
+        factors, places = np.empty(chunks * 4 * field, sets.parameter), np.empty((chunks, 2, ck.MAX_SPAN), np.intp)
+        yes = None if mask is None else np.empty(chunks * ck.MAX_SPAN * ck.MAX_FLAT if shape[ck.FLAT] else 1, np.bool_)
+        args = (x, out, flags, weight, bias, mean, var, shape, problem.eps, work, factors, places, yes)
+        if chunks == 1:
+            kernel(f"{prefix}columns_serial", dtype)(*args)
+        elif tiles >= chunks * 4 or blocks == 1 or sets.given:
+            threads.launch(kernel(f"{prefix}columns_parallel", dtype), chunks, *args, chunks)
+        else:
+            scratch = np.empty((tiles * blocks, 5 * int(shape[ck.TILE])))
+            threads.launch(kernel(f"{prefix}columns_split", dtype), chunks, *args, chunks, scratch)
+    sets.keep(operands, mean, var)
+
+
+def _shape(plan: ColumnsPlan, sets: Sets, weight: NDArray[Any], operands: Operands, chunks: int) -> NDArray[np.int64]:
+    """What the kernels are told."""
+    size, lanes = operands.x.itemsize, plan.lanes
+    ends_meet = all(q[2] == lanes and q[0] % WIDTH == 0 for q in (plan.x[1], plan.out[1]))  # of 16 rows, in memory
+    flat_rows = ends_meet and lanes <= ck.MAX_FLAT and plan.length >= FLAT_LEAST and not sets.apart
+    tile = lanes if flat_rows else _tile(plan, size, chunks)
+    shape = np.zeros(ck.SHAPE, np.int64)
+    shape[ck.OUTER], shape[ck.LENGTH], shape[ck.LANES], shape[ck.TILE] = plan.outer, plan.length, lanes, tile
+    if flat_rows:
+        many = WIDTH * max(1, min(FLAT_WIDTH // lanes, plan.length // 16) // WIDTH)
+        shape[ck.FLAT] = many if all(q[0] % many == 0 for q in (plan.x[1], plan.out[1])) else WIDTH
+    shape[ck.SPAN] = max(WIDTH, min(ck.MAX_SPAN, SPAN_BYTES // (tile * size) // WIDTH * WIDTH))
+    shape[ck.FIELD] = max(WIDTH, int(shape[ck.FLAT])) * tile + WIDTH
+    shape[ck.GIVEN], shape[ck.WANTED], shape[ck.PER_K] = sets.given, operands.mean is not None, sets.apart
+    shape[ck.W_OUTER], shape[ck.W_LANE] = (lanes, 1) if weight.size == sets.number else (0, 0)
+    shape[ck.M_STEP], shape[ck.SUMS] = plan.mask_step, 2 if operands.mask is None else 3
+    for at, quad in zip(range(ck.X_OUTER, ck.SHAPE, 4), (*plan.x, *plan.out, *plan.mask), strict=True):
+        shape[at : at + 4] = quad
+    return shape
+
+
+def _tile(plan: ColumnsPlan, size: int, chunks: int) -> int:
+    """Columns of a tile: as many as may be, and as few as give every thread something to do; a multiple of WIDTH."""
+    widest = min(TILE_LANES, (TILE_BYTES if size < 8 else TILE_BYTES // 4) // size)  # float64 is read twice in each block
+    while widest * size > TILE_LEAST and plan.outer * plan.lanes < widest * chunks * 4:
+        widest //= 2
+    number = -(-plan.lanes // widest)
+    return -(-plan.lanes // (number * WIDTH)) * WIDTH
+
+
+def _aligned(plan: ColumnsPlan, out: NDArray[Any], flat_rows: bool) -> bool:
+    """Whether every vector of 16 that is written starts at a multiple of its size, or of a cache line."""
+    line = min(WIDTH * out.itemsize, 64)
+    rows = plan.out[1]
+    steps = [*plan.out[0][1:], rows[1], rows[2] * WIDTH if flat_rows else rows[2]]
+    return out.ctypes.data % line == 0 and all(step * out.itemsize % line == 0 for step in steps)

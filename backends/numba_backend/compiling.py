@@ -1,0 +1,130 @@
+"""The one home of compiling: a kernel for the dtypes of a call, compiled on first use, called without Numba's dispatcher.
+
+A dispatcher looks at every argument of every call. Here the types are known beforehand, so the compiled entry point is
+called directly. It trusts its arguments: an array of another item size is refused, but one of more axes than was compiled
+for would write past its place, so arrays are compiled as of MAX_NDIM axes (kernels use no more of them than the address) and
+`Engine` sends no others.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any, cast
+
+import numpy as np
+from numba.core import config, types
+from numba.core.compiler_lock import global_compiler_lock
+
+from normkit import forks
+
+from . import cache, column_kernels, kernels, masked_kernels, tile_kernels
+
+MAX_NDIM = 6
+
+Kernel = Callable[..., None]
+
+_TYPES: dict[str, Any] = {"float32": types.float32, "float64": types.float64, "float16": types.uint16, "bfloat16": types.int16}
+_MODULES = (kernels, column_kernels, masked_kernels, tile_kernels)
+_compiled: dict[tuple[str, str], Kernel] = {}
+_lock = threading.RLock()
+forks.wait_for(_lock)
+forks.wait_for(global_compiler_lock)
+
+
+def kernel(name: str, dtype: np.dtype[Any]) -> Kernel:
+    """The kernel of that name for x of that dtype."""
+    found = _compiled.get((name, dtype.name))
+    if found is not None:
+        return found
+    in_main = threading.current_thread() is threading.main_thread()
+    if in_main and not global_compiler_lock.is_locked():  # type: ignore[no-untyped-call]
+        return _undisturbed(name, dtype)
+    return _get(name, dtype)
+
+
+def _get(name: str, dtype: np.dtype[Any]) -> Kernel:
+    with _lock:
+        if (name, dtype.name) not in _compiled:
+            _compiled[name, dtype.name] = _compile(name, dtype)
+        return _compiled[name, dtype.name]
+
+
+def _undisturbed(name: str, dtype: np.dtype[Any]) -> Kernel:
+    """As `_get`, on another thread: Ctrl-C ends the wait, and not a compiler halfway through, which would not recover."""
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            _get(name, dtype)
+        except BaseException as error:  # noqa: BLE001 - raised again where it belongs
+            errors.append(error)
+
+    worker = threading.Thread(target=work, name="normkit compiler")
+    try:
+        worker.start()
+    except RuntimeError:  # no more threads, or the interpreter is about to end
+        return _get(name, dtype)
+    worker.join()
+    if errors:
+        raise errors[0]
+    return _compiled[name, dtype.name]
+
+
+def _compile(name: str, dtype: np.dtype[Any]) -> Kernel:
+    dispatcher = next(getattr(module, name) for module in _MODULES if hasattr(module, name))
+    if config.DISABLE_JIT:
+        return cast(Kernel, np.errstate(all="ignore")(dispatcher))  # as compiled code has it
+    signature = _signature(dispatcher.py_func, dtype, masked=name.startswith("masked"))
+    with global_compiler_lock:
+        entry = cache.load(name, signature)
+        if entry is None:
+            dispatcher.compile(signature)
+            entry = dispatcher.overloads[signature].entry_point
+            cache.save(name, signature, dispatcher.overloads[signature])
+    return _sized(entry, signature) if config.BOUNDSCHECK else entry
+
+
+def _sized(entry: Kernel, signature: tuple[Any, ...]) -> Kernel:
+    """The kernel, given arrays of exactly the axes that it was compiled for: to check an index takes a size to check it by."""
+
+    def checked(*args: Any) -> None:
+        entry(*(
+            a.reshape(a.shape + (1,) * (MAX_NDIM - a.ndim)) if getattr(t, "ndim", 0) == MAX_NDIM else a
+            for a, t in zip(args, signature, strict=True)
+        ))  # fmt: skip
+
+    return checked
+
+
+def parameter_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype that weight and bias must have beside x: that of the arithmetic."""
+    return np.dtype(np.float64 if dtype.name == "float64" else np.float32)
+
+
+def _signature(function: Any, dtype: np.dtype[Any], masked: bool) -> tuple[Any, ...]:
+    x = types.Array(_TYPES[dtype.name], MAX_NDIM, "C")
+    parameter = types.Array(_TYPES[parameter_dtype(dtype).name], MAX_NDIM, "C")
+    statistic = types.Array(types.float64, MAX_NDIM, "C")
+    by_name = {
+        "x": x,
+        "out": x,
+        "weight": parameter,
+        "bias": parameter,
+        "mean": statistic,
+        "var": statistic,
+        "shape": types.Array(types.int64, 1, "C"),
+        "eps": types.float64,
+        "chunks": types.intp,
+        "scratch": types.Array(types.float64, 2, "C"),
+        "mask": types.Array(types.boolean, MAX_NDIM, "C") if masked else types.none,
+        "yes": types.Array(types.boolean, MAX_NDIM, "C") if masked else types.none,
+        "work": statistic,
+        "factors": parameter,
+        "places": types.Array(types.intp, 3, "C"),
+        "origin": types.float64,
+        "start": types.intp,
+        "stop": types.intp,
+    }
+    names = function.__code__.co_varnames[: function.__code__.co_argcount]
+    return tuple(by_name[name] for name in names)

@@ -1,0 +1,280 @@
+"""The kernels: moments of a block, merge of blocks, apply to a run; fused over rows, or split where rows are few.
+
+Every array is C-contiguous or a set of contiguous rows; `element indices` count from its data pointer. No kernel raises,
+allocates or checks: all of that has been done before. Sizes travel in `shape`, an int64 array.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit, prange
+
+from .simd import (
+    WIDTH,
+    address,
+    element,
+    fence,
+    fma,
+    is_double,
+    itemsize,
+    keep_first,
+    load,
+    load_first,
+    prefetch,
+    put,
+    root,
+    splat,
+    store,
+    store_first,
+    stream,
+    total,
+    unity,
+)
+
+BLOCK = 4096  # elements whose moments are taken at once: they stay in L1, and any kernel can start at any block
+
+# What stands where in `shape`
+ROWS, RUNS, INNER, PERIOD, GIVEN, WANTED, STREAMED, AHEAD = range(8)
+X_ROWS, OUT_ROWS, M_ROWS = 8, 12, 16  # each (bundle, leap, step, start), see `place`; M of the mask
+M_STEP = 20
+SHAPE = 21
+
+inline = njit(forceinline=True, error_model="numpy", _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+
+
+@inline
+def sums(x: Any, start: int, n: int, shift: float) -> Any:
+    """Sum and sum of squares of x - shift, in float64 lanes."""
+    s = q = splat(0.0, np.float64)
+    one = splat(unity(x), np.float64)
+    center = splat(shift, np.float64)
+    whole = n - n % WIDTH
+    for i in range(0, whole, WIDTH):
+        d = load(x, start + i, np.float64) - center
+        s = fma(d, one, s)
+        q = fma(d, d, q)
+    if whole < n:
+        d = keep_first(load_first(x, start + whole, n - whole, np.float64) - center, n - whole)
+        s = s + d
+        q = fma(d, d, q)
+    return total(s), total(q)
+
+
+@inline
+def block_moments(x: Any, start: int, n: int, origin: float, sweeps: int) -> Any:
+    """(mean - origin, M2) of n <= BLOCK elements.
+
+    Shifted by the first element, sums of squares in float64 lose at most n * 2**-53 of M2 to cancellation, which is
+    nothing to float32. For float64 a second sweep starts from the mean that the first one found.
+    """
+    shift = element(x, start)
+    for _ in range(sweeps):
+        s, q = sums(x, start, n, shift)
+        delta = s * (1.0 / n)
+        m2 = q - s * delta
+        mean = (shift - origin) + delta
+        shift = shift + delta
+    return mean, max(m2, 0.0) if m2 == m2 else m2
+
+
+@inline
+def merge(count: int, mean: float, m2: float, n: int, block_mean: float, block_m2: float) -> Any:
+    """Moments of `count` elements and n more (Chan, Golub and LeVeque, 1979)."""
+    share = n / (count + n)
+    delta = block_mean - mean
+    return mean + delta * share, m2 + block_m2 + delta * delta * (count * share)
+
+
+@inline
+def row_moments(x: Any, start: int, n: int) -> Any:
+    """(origin, mean - origin, variance) of a row; the origin is its first element, so that the sum of both is exact enough."""
+    origin = element(x, start)
+    sweeps = 2 if is_double(x) else 1
+    mean = m2 = 0.0
+    for at in range(0, n, BLOCK):
+        k = min(BLOCK, n - at)
+        block_mean, block_m2 = block_moments(x, start + at, k, origin, sweeps)
+        if at == 0:
+            mean, m2 = block_mean, block_m2
+        else:
+            mean, m2 = merge(at, mean, m2, k, block_mean, block_m2)
+    return origin, mean, m2 * (1.0 / n)
+
+
+@inline
+def rounded(value: float, single: bool) -> float:
+    """value as the lanes will hold it."""
+    return float(np.float32(value)) if single else value
+
+
+@inline
+def affine(x: Any, factors: Any) -> Any:
+    """(x - center) * scale + offset of lanes x; what the scale lacks is added before the last rounding. See `factors_of`."""
+    center, scale, rest, offset = factors
+    d = x - center
+    return fma(d, scale, fma(d, rest, offset))
+
+
+@inline
+def apply_lanes(
+    x: Any, xi: int, out: Any, oi: int, n: int, weight: Any, bias: Any, w: int, per_element: bool, factors: Any,
+    streamed: int, ahead: int, compute: Any,
+) -> None:  # fmt: skip
+    """Normalize n elements; streamed past the caches, while what lies `ahead` is fetched into them."""
+    k = misaligned(out, oi) if streamed else WIDTH
+    while n > 0:
+        k = min(k, n)
+        if k == WIDTH:
+            y = affine(load(x, xi, compute), factors)
+            if per_element:
+                y = fma(y, load(weight, w, compute), load(bias, w, compute))
+            if streamed:
+                prefetch(x, xi + ahead)
+                stream(out, oi, y)
+            else:
+                store(out, oi, y)
+        else:
+            y = affine(load_first(x, xi, k, compute), factors)
+            if per_element:
+                y = fma(y, load_first(weight, w, k, compute), load_first(bias, w, k, compute))
+            store_first(out, oi, k, y)
+        xi, oi, w, n, k = xi + k, oi + k, w + k, n - k, WIDTH
+
+
+@inline
+def misaligned(out: Any, oi: int) -> int:
+    """Elements from oi to the first address, after at least one element, at which lanes may be streamed."""
+    return WIDTH - (address(out) // itemsize(out) + oi) % WIDTH
+
+
+@inline
+def factors_of(moments: Any, n: int, scale: float, offset: float, wide: bool) -> Any:
+    """(whether float32 will do, center, scale, rest, offset) such that y = d * scale + (d * rest + offset) with d = x - center.
+
+    Computed in float32 where float32 in and out allow it: d is exact where the mean is large, as center is the mean rounded to
+    x's precision, and where it is small, center is 0; what center lacks of the mean is in the offset. What the scale lacks is
+    in the rest, of the same sign and never 0, so that an infinite d stays what it is. n elements share the moments. Half types
+    are wide: where y nearly cancels with the bias, an error of float32 would be many units in the last place of the half.
+    """
+    origin, mean, var = moments
+    single = not wide and var * n < 1e76 and (1e-30 < abs(scale) < 1e30 or scale == 0.0)
+    center = rounded(origin + mean, single) if (origin + mean) ** 2 > var else 0.0
+    below = rounded(scale * (1.0 - (2.0**-24 if single else 2.0**-52)), single)
+    return single, center, below, scale - below, offset - ((origin - center) + mean) * scale
+
+
+@inline
+def apply(
+    x: Any, xi: int, out: Any, oi: int, n: int, weight: Any, bias: Any, w: int, per_element: bool, moments: Any, scale: float,
+    offset: float, shape: Any,
+) -> None:  # fmt: skip
+    """y = (x - mean) * scale + offset of a run, then * weight + bias if there is one of each for every element."""
+    single, center, scale, rest, offset = factors_of(moments, shape[RUNS] * shape[INNER], scale, offset, itemsize(x) != 4)
+    streamed = shape[STREAMED] if address(out) % itemsize(out) == 0 else 0  # an unaligned array has no place to stream to
+    ahead = shape[AHEAD]
+    if single:
+        factors = splat(center, np.float32), splat(scale, np.float32), splat(rest, np.float32), splat(offset, np.float32)
+        apply_lanes(x, xi, out, oi, n, weight, bias, w, per_element, factors, streamed, ahead, np.float32)
+    else:
+        wide = splat(center, np.float64), splat(scale, np.float64), splat(rest, np.float64), splat(offset, np.float64)
+        apply_lanes(x, xi, out, oi, n, weight, bias, w, per_element, wide, streamed, ahead, np.float64)
+
+
+@inline
+def apply_span(
+    x: Any, xi: int, out: Any, oi: int, start: int, stop: int, weight: Any, bias: Any, r: int, moments: Any, shape: Any,
+    eps: float,
+) -> None:  # fmt: skip
+    """Normalize elements start .. stop of row r: run by run, or as one run if weight and bias differ at every element."""
+    var = moments[2]
+    rstd = 1.0 / root(var + eps) if var + eps != 0.0 else 0.0
+    runs, inner, period = shape[RUNS], shape[INNER], shape[PERIOD]
+    w = r % period * runs if period > 1 else 0  # branches are cheaper than divisions, for rows of a few elements
+    per_element = inner == 1 and runs > 1
+    if per_element:
+        runs, inner, w = 1, runs, w + start
+    first = start // inner if start > 0 else 0
+    last = (stop + inner - 1) // inner if stop < runs * inner else runs
+    for run in range(first, last):
+        at = max(start, run * inner)
+        n = min(stop, (run + 1) * inner) - at
+        scale = rstd if per_element else rstd * element(weight, w + run)
+        offset = 0.0 if per_element else element(bias, w + run)
+        apply(x, xi + at, out, oi + at, n, weight, bias, w, per_element, moments, scale, offset, shape)
+
+
+@inline
+def place(r: int, shape: Any, layout: int) -> int:
+    """Index of the first element of row r. Rows lie a step apart from a start on, in bundles that lie a leap apart."""
+    bundle, leap, step, start = shape[layout], shape[layout + 1], shape[layout + 2], shape[layout + 3]
+    return start + (r * step if bundle == 0 else (r // bundle) * leap + (r % bundle) * step)
+
+
+@inline
+def rows(x: Any, out: Any, weight: Any, bias: Any, mean: Any, var: Any, shape: Any, eps: float, first: int, last: int) -> None:
+    """Moments and apply of each row while it is in cache."""
+    n = shape[RUNS] * shape[INNER]
+    for r in range(first, last):
+        xi, oi = place(r, shape, X_ROWS), place(r, shape, OUT_ROWS)
+        if shape[GIVEN]:
+            moments = element(mean, r % shape[GIVEN]), 0.0, element(var, r % shape[GIVEN])
+        else:
+            moments = row_moments(x, xi, n)
+            if shape[WANTED]:
+                put(mean, r, moments[0] + moments[1])
+                put(var, r, moments[2])
+        for at in range((n - 1) // BLOCK * BLOCK, -1, -BLOCK):  # backwards: what was read last is still in cache
+            apply_span(x, xi, out, oi, at, min(n, at + BLOCK), weight, bias, r, moments, shape, eps)
+
+
+@njit(nogil=True, error_model="numpy", _nrt=False)
+def rows_serial(x: Any, out: Any, weight: Any, bias: Any, mean: Any, var: Any, shape: Any, eps: float) -> None:
+    """All rows on this thread."""
+    rows(x, out, weight, bias, mean, var, shape, eps, 0, shape[ROWS])
+    fence()
+
+
+@njit(nogil=True, parallel=True, error_model="numpy", _nrt=False)
+def rows_parallel(x: Any, out: Any, weight: Any, bias: Any, mean: Any, var: Any, shape: Any, eps: float, chunks: int) -> None:
+    """A chunk of rows on each thread."""
+    for c in prange(chunks):
+        i = np.intp(c)  # prange counts in unsigned integers
+        rows(x, out, weight, bias, mean, var, shape, eps, shape[ROWS] * i // chunks, shape[ROWS] * (i + 1) // chunks)
+        fence()
+
+
+@njit(nogil=True, parallel=True, error_model="numpy", _nrt=False)
+def split_parallel(
+    x: Any, out: Any, weight: Any, bias: Any, mean: Any, var: Any, shape: Any, eps: float, chunks: int, scratch: Any
+) -> None:
+    """Few rows: a chunk of all blocks on each thread, for the moments, then for the apply. `scratch` is (rows * blocks, 3)."""
+    n = shape[RUNS] * shape[INNER]
+    blocks = (n + BLOCK - 1) // BLOCK
+    tasks = shape[ROWS] * blocks
+    sweeps = 2 if is_double(x) else 1
+    for c in prange(chunks):
+        i = np.intp(c)
+        for t in range(tasks * i // chunks, tasks * (i + 1) // chunks):
+            xi, at = place(t // blocks, shape, X_ROWS), t % blocks * BLOCK
+            scratch[t, 0], scratch[t, 1] = block_moments(x, xi + at, min(BLOCK, n - at), element(x, xi), sweeps)
+    for r in range(shape[ROWS]):
+        m, m2 = scratch[r * blocks, 0], scratch[r * blocks, 1]
+        for b in range(1, blocks):
+            at = b * BLOCK
+            m, m2 = merge(at, m, m2, min(BLOCK, n - at), scratch[r * blocks + b, 0], scratch[r * blocks + b, 1])
+        scratch[r * blocks, 0], scratch[r * blocks, 1] = m, m2 * (1.0 / n)
+        scratch[r * blocks, 2] = element(x, place(r, shape, X_ROWS))  # in place, it will be gone when others need it
+        if shape[WANTED]:
+            put(mean, r, element(x, place(r, shape, X_ROWS)) + m)
+            put(var, r, m2 * (1.0 / n))
+    for c in prange(chunks):
+        i = np.intp(c)
+        for back in range(tasks * i // chunks, tasks * (i + 1) // chunks):
+            t = tasks * i // chunks + tasks * (i + 1) // chunks - 1 - back  # the last blocks read are still in cache
+            r, at = t // blocks, t % blocks * BLOCK
+            xi, oi = place(r, shape, X_ROWS), place(r, shape, OUT_ROWS)
+            moments = scratch[r * blocks, 2], scratch[r * blocks, 0], scratch[r * blocks, 1]
+            apply_span(x, xi, out, oi, at, min(n, at + BLOCK), weight, bias, r, moments, shape, eps)
+        fence()

@@ -1,0 +1,158 @@
+"""The rows kernels with a mask: statistics of the elements where it is True, while every element is normalized.
+
+A block is BLOCK positions, whatever their number of True ones, and what is masked adds 0 to its lane: a mask that is True
+everywhere gives the bits of no mask.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit, prange
+
+from .kernels import BLOCK, INNER, M_ROWS, M_STEP, OUT_ROWS, ROWS, RUNS, WANTED, X_ROWS, apply_span, inline, merge, place
+from .masks import flags, flags_first, tally
+from .simd import WIDTH, element, fence, fma, is_double, load, load_first, pick, put, splat, total
+
+
+@inline
+def masked_sums(x: Any, start: int, mask: Any, at: int, step: int, n: int, shift: float) -> Any:
+    """Count, sum and sum of squares of x - shift where the mask is 1, as `kernels.sums` adds."""
+    s = q = count = zero = splat(0.0, np.float64)
+    center = splat(shift, np.float64)
+    whole = n - n % WIDTH
+    for i in range(0, whole, WIDTH):
+        yes = flags(mask, at + i * step, step)
+        d = pick(yes, load(x, start + i, np.float64) - center, zero)
+        s = s + d
+        q = fma(d, d, q)
+        count = tally(count, yes)
+    if whole < n:
+        yes = flags_first(mask, at + whole * step, step, n - whole)
+        d = pick(yes, load_first(x, start + whole, n - whole, np.float64) - center, zero)
+        s = s + d
+        q = fma(d, d, q)
+        count = tally(count, yes)
+    return total(count), total(s), total(q)
+
+
+@inline
+def first_true(mask: Any, at: int, step: int, n: int) -> int:
+    """Position of the first 1 of n, or n."""
+    i = 0
+    while i + WIDTH <= n and total(flags(mask, at + i * step, step)) == 0.0:
+        i += WIDTH
+    while i < n and total(flags_first(mask, at + i * step, step, 1)) == 0.0:
+        i += 1
+    return i
+
+
+@inline
+def masked_block(x: Any, start: int, mask: Any, at: int, step: int, n: int) -> Any:
+    """(count, first element, shift, mean - shift, M2) of n <= BLOCK elements, as `kernels.block_moments` takes them."""
+    i = first_true(mask, at, step, n)
+    if i == n:
+        return 0.0, 0.0, 0.0, 0.0, 0.0
+    first = shift = element(x, start + i)
+    count = delta = m2 = 0.0
+    for _ in range(2 if is_double(x) else 1):
+        shift = shift + delta
+        count, s, q = masked_sums(x, start, mask, at, step, n, shift)
+        delta = s * (1.0 / count)
+        m2 = q - s * delta
+    return count, first, shift, delta, max(m2, 0.0) if m2 == m2 else m2
+
+
+@inline
+def absorb(moments: Any, block: Any) -> Any:
+    """(count, origin, mean - origin, M2) of what has been merged so far and of a block."""
+    count, origin, mean, m2 = moments
+    n, first, shift, delta, block_m2 = block
+    if n == 0.0:
+        return moments
+    if count == 0.0:
+        return n, first, (shift - first) + delta, block_m2
+    mean, m2 = merge(count, mean, m2, n, (shift - origin) + delta, block_m2)
+    return count + n, origin, mean, m2
+
+
+@inline
+def finished(moments: Any) -> Any:
+    """(origin, mean - origin, variance); NaN of no elements."""
+    count, origin, mean, m2 = moments
+    return origin, mean, m2 * (1.0 / count) if count > 0.0 else np.nan
+
+
+@inline
+def masked_rows(
+    x: Any, out: Any, mask: Any, weight: Any, bias: Any, mean: Any, var: Any, shape: Any, eps: float, start: int, stop: int
+) -> None:  # fmt: skip
+    """Moments and apply of each row while it is in cache."""
+    n, step = shape[RUNS] * shape[INNER], shape[M_STEP]
+    for r in range(start, stop):
+        xi, oi, mi = place(r, shape, X_ROWS), place(r, shape, OUT_ROWS), place(r, shape, M_ROWS)
+        state = 0.0, np.nan, 0.0, 0.0
+        for at in range(0, n, BLOCK):
+            state = absorb(state, masked_block(x, xi + at, mask, mi + at * step, step, min(BLOCK, n - at)))
+        moments = finished(state)
+        if shape[WANTED]:
+            put(mean, r, moments[0] + moments[1])
+            put(var, r, moments[2])
+        apply_span(x, xi, out, oi, 0, n, weight, bias, r, moments, shape, eps)
+
+
+@njit(nogil=True, error_model="numpy", _nrt=False)
+def masked_rows_serial(
+    x: Any, out: Any, mask: Any, weight: Any, bias: Any, mean: Any, var: Any, shape: Any, eps: float
+) -> None:  # fmt: skip
+    """All rows on this thread."""
+    masked_rows(x, out, mask, weight, bias, mean, var, shape, eps, 0, shape[ROWS])
+    fence()
+
+
+@njit(nogil=True, parallel=True, error_model="numpy", _nrt=False)
+def masked_rows_parallel(
+    x: Any, out: Any, mask: Any, weight: Any, bias: Any, mean: Any, var: Any, shape: Any, eps: float, chunks: int
+) -> None:  # fmt: skip
+    """A chunk of rows on each thread."""
+    for c in prange(chunks):
+        i = np.intp(c)
+        first, last = shape[ROWS] * i // chunks, shape[ROWS] * (i + 1) // chunks
+        masked_rows(x, out, mask, weight, bias, mean, var, shape, eps, first, last)
+        fence()
+
+
+@njit(nogil=True, parallel=True, error_model="numpy", _nrt=False)
+def masked_rows_split(
+    x: Any, out: Any, mask: Any, weight: Any, bias: Any, mean: Any, var: Any, shape: Any, eps: float, chunks: int, scratch: Any
+) -> None:  # fmt: skip
+    """Few rows: a chunk of all blocks on each thread, for the moments, then for the apply. `scratch` is (rows * blocks, 5)."""
+    n, step = shape[RUNS] * shape[INNER], shape[M_STEP]
+    blocks = (n + BLOCK - 1) // BLOCK
+    tasks = shape[ROWS] * blocks
+    for c in prange(chunks):
+        i = np.intp(c)
+        for t in range(tasks * i // chunks, tasks * (i + 1) // chunks):
+            r, at = t // blocks, t % blocks * BLOCK
+            xi, mi = place(r, shape, X_ROWS) + at, place(r, shape, M_ROWS) + at * step
+            block = masked_block(x, xi, mask, mi, step, min(BLOCK, n - at))
+            scratch[t, 0], scratch[t, 1], scratch[t, 2], scratch[t, 3], scratch[t, 4] = block
+    for r in range(shape[ROWS]):
+        state = 0.0, np.nan, 0.0, 0.0
+        for t in range(r * blocks, (r + 1) * blocks):
+            state = absorb(state, (scratch[t, 0], scratch[t, 1], scratch[t, 2], scratch[t, 3], scratch[t, 4]))
+        t = r * blocks
+        scratch[t, 0], scratch[t, 1], scratch[t, 2] = finished(state)
+        if shape[WANTED]:
+            put(mean, r, scratch[t, 0] + scratch[t, 1])
+            put(var, r, scratch[t, 2])
+    for c in prange(chunks):
+        i = np.intp(c)
+        for back in range(tasks * i // chunks, tasks * (i + 1) // chunks):
+            t = tasks * i // chunks + tasks * (i + 1) // chunks - 1 - back  # the last blocks read are still in cache
+            r, at = t // blocks, t % blocks * BLOCK
+            xi, oi = place(r, shape, X_ROWS), place(r, shape, OUT_ROWS)
+            moments = scratch[r * blocks, 0], scratch[r * blocks, 1], scratch[r * blocks, 2]
+            apply_span(x, xi, out, oi, at, min(n, at + BLOCK), weight, bias, r, moments, shape, eps)
+        fence()

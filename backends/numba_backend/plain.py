@@ -1,0 +1,157 @@
+"""The names of simd.py on plain NumPy, for NUMBA_DISABLE_JIT=1: a debugger can step through the kernels, at their own pace.
+
+Lanes are arrays of WIDTH floats. Every access to memory is checked against the array's extent: here a kernel that reads or
+writes outside fails an assertion. Scalars are NumPy's, which overflow to inf where Python's would raise. The float64 fma
+rounds as long double does, which is not always once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+
+WIDTH = 16
+
+__all__ = [
+    "address", "cast", "element", "fence", "fma", "is_double", "itemsize", "keep_first", "load", "load_first",
+    "one_by_one", "pick", "prefetch", "put", "root", "splat", "store", "store_first", "stream", "total",
+    "unity",
+]  # fmt: skip
+
+_NUMBERS = np.arange(WIDTH)
+
+
+def _memory(array: Any, index: int, count: int) -> Any:
+    """`count` elements of the array's memory from `index` on, all of which must belong to it."""
+    assert array.size > 0
+    extent = 1 + sum((n - 1) * s for n, s in zip(array.shape, array.strides, strict=True)) // array.itemsize
+    assert 0 <= index <= index + count <= extent, (index, count, extent)
+    return as_strided(array, (extent,), (array.itemsize,))[index : index + count]
+
+
+def load(array: Any, index: int, compute: Any) -> Any:
+    return _memory(array, index, WIDTH).astype(compute)
+
+
+def load_first(array: Any, index: int, count: int, compute: Any) -> Any:
+    lanes = np.zeros(WIDTH, compute)
+    lanes[:count] = _memory(array, index, count)
+    return lanes
+
+
+def store(array: Any, index: int, lanes: Any) -> None:
+    _memory(array, index, WIDTH)[...] = _rounded(lanes, array)
+
+
+def store_first(array: Any, index: int, count: int, lanes: Any) -> None:
+    assert 0 <= count < WIDTH
+    _memory(array, index, count)[...] = _rounded(lanes[:count], array)
+
+
+def stream(array: Any, index: int, lanes: Any) -> None:
+    assert (address(array) + index * array.itemsize) % min(WIDTH * array.itemsize, 64) == 0
+    store(array, index, lanes)
+
+
+def _rounded(lanes: Any, array: Any) -> Any:
+    """Halves come from float32."""
+    return lanes.astype(np.float32) if array.itemsize == 2 else lanes
+
+
+def splat(scalar: float, compute: Any) -> Any:
+    return np.full(WIDTH, scalar, compute)
+
+
+def keep_first(lanes: Any, count: int) -> Any:
+    return np.where(count > _NUMBERS, lanes, lanes.dtype.type(0))
+
+
+def pick(flags: Any, a: Any, b: Any) -> Any:
+    return a if flags is None else np.where(flags != 0, a, b)
+
+
+def cast(lanes: Any, compute: Any) -> Any:
+    return lanes.astype(compute)
+
+
+def fma(a: Any, b: Any, c: Any) -> Any:
+    wide = np.float64 if a.dtype == np.float32 else np.longdouble
+    return (a.astype(wide) * b + c).astype(a.dtype)
+
+
+def total(lanes: Any) -> Any:
+    while len(lanes) > 1:
+        half = len(lanes) // 2
+        lanes = lanes[:half] + lanes[half:]
+    return lanes[0]
+
+
+def prefetch(array: Any, index: int) -> None:
+    pass
+
+
+def one_by_one() -> None:
+    pass
+
+
+def address(array: Any) -> int:
+    return int(array.ctypes.data)
+
+
+def element(array: Any, index: int) -> Any:
+    return _memory(array, index, 1).astype(np.float64)[0]
+
+
+def put(array: Any, index: int, value: float) -> None:
+    _memory(array, index, 1)[0] = value
+
+
+def flags(mask: Any, index: int, step: int) -> Any:
+    return flags_first(mask, index, step, WIDTH)
+
+
+def flags_first(mask: Any, index: int, step: int, count: int) -> Any:
+    if mask is None:
+        return None
+    lanes = np.zeros(WIDTH)
+    lanes[:count] = _memory(mask, index, count if step else 1)
+    return lanes
+
+
+def copy_flag(mask: Any, index: int, into: Any, at: int) -> None:
+    if mask is not None:
+        _memory(into, at, 1)[...] = _memory(mask, index, 1)[0]
+
+
+def unless(seen: Any, flags: Any) -> Any:
+    return None if flags is None else np.where(seen == 0, flags, 0)
+
+
+def tally(count: Any, flags: Any) -> Any:
+    return count if flags is None else count + flags
+
+
+def is_none(value: Any) -> bool:
+    return value is None
+
+
+def is_double(array: Any) -> bool:
+    return bool(array.dtype == np.float64)
+
+
+def itemsize(array: Any) -> int:
+    return int(array.itemsize)
+
+
+def fence() -> None:
+    pass
+
+
+def unity(array: Any) -> float:
+    return 1.0
+
+
+def root(value: Any) -> Any:
+    return np.sqrt(value)

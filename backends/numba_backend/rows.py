@@ -1,0 +1,118 @@
+"""Calls on the rows layout: what the kernels are told is worked out once for each kind of call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from normkit import pool
+from normkit.problem import Operands, Problem, Rows
+
+from . import kernels, threads
+from .compiling import MAX_NDIM, kernel, parameter_dtype
+
+PARALLEL_BYTES = 1 << 21  # in and out together; two threads win from half of it on, but sleeping ones take 250 us to wake
+STREAM_BYTES = 1 << 24  # outputs of at least this many bytes go past the caches: half of a usual L3
+FETCH_BYTES = 1 << 17  # rows of at most this many bytes are fetched one ahead: two of them fit in L2
+UNUSED = np.zeros((1,) * MAX_NDIM)
+
+
+class RowsCall:
+    """One kind of call on the rows layout: what the kernels are told, worked out once."""
+
+    def __init__(self, problem: Problem) -> None:
+        layout = problem.layout
+        assert isinstance(layout, Rows)
+        self.problem = problem
+        self.parameter = parameter_dtype(problem.dtype)
+        self.rows, self.runs, self.inner, self.period = layout
+        self.n = self.runs * self.inner
+        self.nbytes = self.rows * self.n * problem.dtype.itemsize
+        self.parallel = 2 * self.nbytes >= PARALLEL_BYTES
+
+    def __call__(self, operands: Operands) -> None:
+        x, out = operands.x, operands.out
+        if self.nbytes == 0:
+            self._nothing(operands)
+            return
+        if not out.flags.c_contiguous or not out.dtype.isnative:
+            from . import strided  # which knows this module
+
+            strided.run(self.problem, operands)
+            return
+        if x.ndim > MAX_NDIM:
+            x, out = x.reshape(-1), out.reshape(-1)
+        weight, bias = self._parameter(operands.weight, 1), self._parameter(operands.bias, 0)
+        mean, var = self._statistics(operands)
+        self._launch(x, out, weight, bias, mean, var, self._shape(mean, operands), self.problem.eps)
+
+    def replay(self, operands: Operands) -> Callable[..., NDArray[Any]] | None:
+        """A function of (x, weight, bias, out) that repeats a run without statistics; None if an array needs a conversion."""
+        x, out = operands.x, operands.out
+        given = [p for p in (operands.weight, operands.bias) if p is not None]
+        if self.nbytes == 0 or x.ndim > MAX_NDIM or not out.flags.c_contiguous or not out.dtype.isnative:
+            return None
+        if any(p.dtype != self.parameter or not p.flags.c_contiguous or p.ndim > MAX_NDIM for p in given):
+            return None
+        run = self._launch if self.parallel else kernel("rows_serial", x.dtype)
+        empty = np.empty if self.nbytes < pool.SMALLEST else pool.empty
+        size, dtype, shape, eps = x.shape, x.dtype, self._shape(UNUSED, operands), self.problem.eps
+        ones, zeros = self._parameter(None, 1), self._parameter(None, 0)
+
+        def again(x: Any, weight: Any, bias: Any, out: Any) -> Any:
+            if out is None:
+                out = empty(size, dtype)
+            run(x, out, ones if weight is None else weight, zeros if bias is None else bias, UNUSED, UNUSED, shape, eps)
+            return out
+
+        return again
+
+    def _launch(self, *args: Any) -> None:
+        """Choose a kernel, and run it on (x, out, weight, bias, mean, var, shape, eps)."""
+        dtype = self.problem.dtype
+        if not self.parallel:
+            kernel("rows_serial", dtype)(*args)
+            return
+        with threads.sharing as chunks:
+            if chunks == 1:
+                kernel("rows_serial", dtype)(*args)
+            elif self.rows >= chunks * 4 or self.n <= kernels.BLOCK or self.problem.statistics == "given":
+                threads.launch(kernel("rows_parallel", dtype), chunks, *args, chunks)
+            else:
+                scratch = np.empty((self.rows * -(-self.n // kernels.BLOCK), 3))
+                threads.launch(kernel("split_parallel", dtype), chunks, *args, chunks, scratch)
+
+    def _shape(self, mean: NDArray[Any], operands: Operands) -> NDArray[np.int64]:
+        shape = np.zeros(kernels.SHAPE, np.int64)
+        shape[kernels.ROWS], shape[kernels.RUNS], shape[kernels.INNER], shape[kernels.PERIOD] = (
+            self.rows, self.runs, self.inner, self.period,
+        )  # fmt: skip
+        shape[kernels.GIVEN] = mean.size if self.problem.statistics == "given" else 0
+        shape[kernels.WANTED] = operands.mean is not None
+        shape[kernels.STREAMED] = self.nbytes >= STREAM_BYTES
+        shape[kernels.AHEAD] = self.n if self.n * self.problem.dtype.itemsize <= FETCH_BYTES else 0
+        shape[kernels.X_ROWS + 2] = shape[kernels.OUT_ROWS + 2] = self.n
+        return shape
+
+    def _parameter(self, given: NDArray[Any] | None, default: float) -> NDArray[Any]:
+        """weight or bias as the kernels read it: contiguous, in the dtype of the arithmetic, all of its (period, runs)."""
+        if given is None:
+            return np.full(self.period * self.runs, default, self.parameter)
+        with np.errstate(all="ignore"):  # what is too large is inf, without NumPy's warning
+            parameter = np.ascontiguousarray(given, self.parameter)
+        return parameter if parameter.ndim <= MAX_NDIM else parameter.reshape(-1)
+
+    def _statistics(self, operands: Operands) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        if operands.mean is None:
+            return UNUSED, UNUSED
+        if self.problem.statistics == "input":
+            return operands.mean.reshape(-1), operands.var.reshape(-1)
+        return np.ascontiguousarray(operands.mean).reshape(-1), np.ascontiguousarray(operands.var).reshape(-1)
+
+    def _nothing(self, operands: Operands) -> None:
+        """x is empty: there may still be statistics to write, of no elements each."""
+        if operands.mean is not None and self.problem.statistics == "input":
+            operands.mean[...] = operands.var[...] = np.nan

@@ -1,0 +1,85 @@
+"""What belongs to the sets of statistics (mean, variance, weight and bias), in the order in which a kernel counts them."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from normkit.problem import Operands, Problem
+
+from . import kernels
+from .compiling import parameter_dtype
+
+Floats = NDArray[np.float64]
+UNUSED = np.zeros(1)
+
+
+class Sets:
+    """The sets of a problem, counted along the kept axes in the order given."""
+
+    def __init__(self, problem: Problem, order: tuple[int, ...]) -> None:
+        self.problem = problem
+        self.number = prod(problem.stats_shape)
+        self.order = (*order, *problem.axes)
+        self.given = problem.statistics == "given"
+        self.parameter = parameter_dtype(problem.dtype)
+        affine = problem.weight is not None or problem.bias is not None
+        long = [[a for a in axes if problem.shape[a] > 1] for axes in (problem.affine_axes, problem.axes)]
+        self.apart = affine and len(long[0]) > 0 and set(long[0]) <= set(long[1])  # a parameter for each element of a set
+
+    def spread(self, a: NDArray[Any], dtype: Any) -> NDArray[Any]:
+        """One number for each set, of an array that broadcasts to the statistics."""
+        full = np.broadcast_to(a, self.problem.stats_shape).transpose(self.order)
+        return _converted(full, dtype).reshape(-1)
+
+    def parameters(self, operands: Operands) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Weight and bias: of each element of a set if `apart`, else one for each set, or only one if there are none."""
+        return self._parameter(operands.weight, 1), self._parameter(operands.bias, 0)
+
+    def _parameter(self, given: NDArray[Any] | None, default: float) -> NDArray[Any]:
+        if given is None:
+            both = self.problem.weight is None and self.problem.bias is None
+            return np.full(1 if both else self.problem.count if self.apart else self.number, default, self.parameter)
+        given = given.reshape(self.problem.affine_shape)
+        if not self.apart:
+            return self.spread(given, self.parameter)
+        full = np.broadcast_to(given, [n if a in self.problem.axes else 1 for a, n in enumerate(self.problem.shape)])
+        return _converted(full, self.parameter).reshape(-1)
+
+    def statistics(self, operands: Operands) -> tuple[Floats, Floats]:
+        """Mean and variance, as given or to be written by a kernel."""
+        if self.given:
+            return self.spread(operands.mean, np.float64), self.spread(operands.var, np.float64)
+        if operands.mean is None:
+            return UNUSED, UNUSED
+        return np.empty(self.number), np.empty(self.number)
+
+    def keep(self, operands: Operands, mean: Floats, var: Floats) -> None:
+        """Hand to the caller what a kernel has written."""
+        if self.given or operands.mean is None:
+            return
+        shape = [self.problem.stats_shape[a] for a in self.order]
+        operands.mean.transpose(self.order)[...] = mean.reshape(shape)
+        operands.var.transpose(self.order)[...] = var.reshape(shape)
+
+
+def rows_shape(sets: Sets, rows: int, operands: Operands) -> NDArray[np.int64]:
+    """What the rows kernels are told of so many rows that lie end to end, less where their weights are."""
+    shape = np.zeros(kernels.SHAPE, np.int64)
+    n = sets.problem.count
+    shape[kernels.ROWS], shape[kernels.PERIOD] = rows, 1
+    shape[kernels.RUNS], shape[kernels.INNER] = (n, 1) if sets.apart else (1, n)
+    shape[kernels.GIVEN], shape[kernels.WANTED] = rows if sets.given else 0, operands.mean is not None
+    for at in (kernels.X_ROWS, kernels.OUT_ROWS, kernels.M_ROWS):
+        shape[at + 2] = n
+    shape[kernels.M_STEP] = 1
+    return shape
+
+
+def _converted(a: NDArray[Any], dtype: Any) -> NDArray[Any]:
+    """As the kernels read it. What is too large for that is inf, without NumPy's warning."""
+    with np.errstate(all="ignore"):
+        return np.ascontiguousarray(a, dtype)

@@ -1,0 +1,470 @@
+"""Vectors for kernels: 16 lanes of float32 or float64 in registers, so that a kernel says what is summed in which order.
+
+LLVM's vectorizer reorders sums as it sees fit for each loop and CPU. Here element k of a block always goes to lane k % 16,
+and `total` adds the lanes in one fixed tree: the bits are the same in every kernel, on any number of threads. LLVM splits
+the 16 lanes into whatever registers the CPU has.
+
+Arrays are addressed by their data pointer and an element index alone. Their elements are float32 or float64, or halves typed
+as the integers of that size: uint16 is float16, int16 is bfloat16. Halves become float32 and back by the CPU's instructions,
+or, where it has none, by integer arithmetic with the same bits: LLVM would call functions that no library here provides.
+With NUMBA_DISABLE_JIT=1 the same names are plain NumPy; with NUMBA_BOUNDSCHECK=1 an access outside an array ends the process.
+"""
+
+from __future__ import annotations
+
+import operator
+import platform
+from typing import Any
+
+from llvmlite import ir
+from numba.core import cgutils, config, types
+from numba.core.datamodel.models import PrimitiveModel
+from numba.core.registry import cpu_target
+from numba.core.typing.templates import AbstractTemplate, infer_global, signature
+from numba.extending import intrinsic, lower_builtin, register_model
+
+WIDTH = 16
+
+i1, i8, i16, i32, i64 = (ir.IntType(n) for n in (1, 8, 16, 32, 64))
+f16, f32, f64 = ir.HalfType(), ir.FloatType(), ir.DoubleType()
+
+
+class Lanes(types.Type):
+    """The Numba type of a vector of WIDTH floats."""
+
+    def __init__(self, element: types.Float) -> None:
+        super().__init__(name=f"Lanes({element})")
+        self.element = element
+
+
+@register_model(Lanes)
+class _LanesModel(PrimitiveModel):
+    def __init__(self, dmm: Any, fe_type: Lanes) -> None:
+        super().__init__(dmm, fe_type, _vector(_FLOATS[fe_type.element]))
+
+
+_FLOATS = {types.float32: f32, types.float64: f64}
+_ELEMENTS = {types.float32: f32, types.float64: f64, types.uint16: i16, types.int16: i16}
+
+
+def converts_halves() -> bool:
+    """Whether the CPU that Numba compiles for has instructions between float16 and float32."""
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        return "+f16c" in str(cpu_target.target_context.codegen()._tm_features).split(",")
+    return platform.machine().lower() in ("aarch64", "arm64")
+
+
+def _vector(element: ir.Type) -> ir.VectorType:
+    return ir.VectorType(element, WIDTH)
+
+
+def _constant(element: ir.Type, value: Any) -> ir.Constant:
+    return ir.Constant(_vector(element), [value] * WIDTH)
+
+
+def _broadcast(builder: Any, scalar: Any) -> Any:
+    undefined = ir.Constant(_vector(scalar.type), ir.Undefined)
+    first = builder.insert_element(undefined, scalar, i32(0))
+    return builder.shuffle_vector(first, undefined, _constant(i32, 0))
+
+
+def _address(context: Any, builder: Any, array_type: Any, array: Any, index: Any, count: Any) -> Any:
+    """A pointer to WIDTH elements from `index` on, of which `count` are meant; and the type of one element in memory."""
+    pointer = _one(context, builder, array_type, array, index, count)
+    element = _ELEMENTS[array_type.dtype]
+    return builder.bitcast(pointer, _vector(element).as_pointer()), element
+
+
+def _one(context: Any, builder: Any, array_type: Any, array: Any, index: Any, count: Any = i64(1)) -> Any:  # noqa: B008
+    """A pointer to the element at `index`."""
+    view = context.make_array(array_type)(context, builder, array)
+    if config.BOUNDSCHECK:
+        low, high = _span(builder, array_type, view)
+        first, end = (builder.mul(i, i64(_bytes(_ELEMENTS[array_type.dtype]))) for i in (index, builder.add(index, count)))
+        outside = builder.or_(builder.icmp_signed("<", first, low), builder.icmp_signed(">", end, high))
+        with builder.if_then(outside, likely=False):
+            _call(builder, "llvm.trap", ir.VoidType(), [])
+    return builder.gep(view.data, [index])
+
+
+def _span(builder: Any, array_type: Any, view: Any) -> tuple[Any, Any]:
+    """How far an array's memory reaches on either side of its data pointer, in bytes."""
+    low = high = i64(0)
+    for n, step in zip(*(cgutils.unpack_tuple(builder, t, array_type.ndim) for t in (view.shape, view.strides)), strict=True):
+        reach = builder.mul(builder.sub(n, i64(1)), step)
+        backward = builder.icmp_signed("<", reach, i64(0))
+        low, high = (
+            builder.select(backward, builder.add(low, reach), low),
+            builder.select(backward, high, builder.add(high, reach)),
+        )
+    return low, builder.add(high, view.itemsize)
+
+
+def _like(v: Any, element: ir.Type, value: Any = None) -> Any:
+    """A constant of that element type for v, or only the type if there is no value: a vector if v is one."""
+    kind = ir.VectorType(element, v.type.count) if isinstance(v.type, ir.VectorType) else element
+    if value is None:
+        return kind
+    return ir.Constant(kind, [value] * v.type.count if kind != element else value)
+
+
+def _widened(builder: Any, v: Any, memory: Any, to: ir.Type) -> Any:
+    """What was read from an array of type `memory`, as float32 or float64: exact unless float64 is asked for as float32."""
+    if memory.dtype == types.uint16:
+        v = _from_float16(builder, v)
+    elif memory.dtype == types.int16:  # bfloat16 is the upper half of a float32
+        bits = builder.shl(builder.zext(v, _like(v, i32)), _like(v, i32, 16))
+        v = builder.bitcast(bits, _like(v, f32))
+    if v.type == _like(v, to):
+        return v
+    return builder.fpext(v, _like(v, to)) if to == f64 else builder.fptrunc(v, _like(v, to))
+
+
+def _narrowed(builder: Any, v: Any, memory: Any) -> Any:
+    """Floats as an array of type `memory` holds them: rounded once to nearest even, twice from float64 to a half."""
+    to = _ELEMENTS[memory.dtype]
+    if v.type == _like(v, f64) and to != f64:
+        v = builder.fptrunc(v, _like(v, f32))
+    if memory.dtype == types.uint16:
+        return _to_float16(builder, v)
+    if memory.dtype == types.int16:
+        return _to_bfloat16(builder, v)
+    return v if v.type == _like(v, to) else builder.fpext(v, _like(v, to))
+
+
+def _to_bfloat16(builder: Any, v: Any) -> Any:
+    bits = builder.bitcast(v, _like(v, i32))
+    odd = builder.and_(builder.lshr(bits, _like(v, i32, 16)), _like(v, i32, 1))
+    rounded = builder.add(bits, builder.add(odd, _like(v, i32, 0x7FFF)))
+    nan = builder.fcmp_unordered("uno", v, v)
+    bits = builder.select(nan, builder.or_(bits, _like(v, i32, 1 << 22)), rounded)  # rounding could turn a NaN into Inf
+    return builder.trunc(builder.lshr(bits, _like(v, i32, 16)), _like(v, i16))
+
+
+def _from_float16(builder: Any, v: Any) -> Any:
+    if converts_halves():
+        return builder.fpext(builder.bitcast(v, _like(v, f16)), _like(v, f32))
+    bits = builder.zext(v, _like(v, i32))
+    sign = builder.shl(builder.and_(bits, _like(v, i32, 0x8000)), _like(v, i32, 16))
+    size = builder.shl(builder.and_(bits, _like(v, i32, 0x7FFF)), _like(v, i32, 13))  # where float32 has exponent and fraction
+    normal = builder.add(size, _like(v, i32, 112 << 23))
+    least = _like(v, i32, 113 << 23)  # 2**-14, from which a subnormal is a number of steps away
+    subnormal = builder.fsub(builder.bitcast(builder.add(size, least), _like(v, f32)), builder.bitcast(least, _like(v, f32)))
+    special = builder.add(size, _like(v, i32, 224 << 23))
+    quiet = builder.or_(special, _like(v, i32, 1 << 22))
+    special = builder.select(builder.icmp_unsigned(">", size, _like(v, i32, 0x7C00 << 13)), quiet, special)
+    bits = builder.select(builder.icmp_unsigned("<", size, _like(v, i32, 1 << 23)), _bits(builder, subnormal), normal)
+    bits = builder.select(builder.icmp_unsigned(">=", size, _like(v, i32, 0x7C00 << 13)), special, bits)
+    return builder.bitcast(builder.or_(bits, sign), _like(v, f32))
+
+
+def _to_float16(builder: Any, v: Any) -> Any:
+    if converts_halves():
+        return builder.bitcast(builder.fptrunc(v, _like(v, f16)), _like(v, i16))
+    bits = _bits(builder, v)
+    sign = builder.lshr(builder.and_(bits, _like(v, i32, 1 << 31)), _like(v, i32, 16))
+    size = builder.and_(bits, _like(v, i32, 0x7FFFFFFF))
+    odd = builder.and_(builder.lshr(size, _like(v, i32, 13)), _like(v, i32, 1))
+    normal = builder.add(size, builder.add(odd, _like(v, i32, (0xFFF - (112 << 23)) & 0xFFFFFFFF)))
+    normal = builder.lshr(normal, _like(v, i32, 13))
+    half = _like(v, f32, 0.5)  # whose last place is that of a subnormal float16: the addition rounds
+    steps = builder.fadd(builder.bitcast(size, _like(v, f32)), half)
+    subnormal = builder.sub(_bits(builder, steps), _bits(builder, half))
+    payload = builder.and_(builder.lshr(size, _like(v, i32, 13)), _like(v, i32, 0x1FF))
+    nan = builder.or_(payload, _like(v, i32, 0x7E00))
+    special = builder.select(builder.icmp_unsigned(">", size, _like(v, i32, 0xFF << 23)), nan, _like(v, i32, 0x7C00))
+    bits = builder.select(builder.icmp_unsigned("<", size, _like(v, i32, 113 << 23)), subnormal, normal)
+    bits = builder.select(builder.icmp_unsigned(">=", size, _like(v, i32, 143 << 23)), special, bits)
+    return builder.trunc(builder.or_(bits, sign), _like(v, i16))
+
+
+def _bits(builder: Any, v: Any) -> Any:
+    return builder.bitcast(v, _like(v, i32))
+
+
+def _first(builder: Any, count: Any) -> Any:
+    """A mask of the first `count` lanes."""
+    numbers = ir.Constant(_vector(i64), list(range(WIDTH)))
+    return builder.icmp_signed("<", numbers, _broadcast(builder, count))
+
+
+_SUFFIX = {f32: "f32", f64: "f64", i16: "i16"}
+
+
+def _call(builder: Any, name: str, result: ir.Type, args: list[Any]) -> Any:
+    function = ir.FunctionType(result, [a.type for a in args])
+    return builder.call(cgutils.get_or_insert_function(builder.module, function, name), args)
+
+
+def _bytes(element: ir.Type) -> int:
+    return 8 if element == f64 else 4 if element == f32 else 2
+
+
+@intrinsic
+def load(typingctx: Any, array: Any, index: Any, compute: Any) -> Any:
+    """WIDTH elements of a contiguous array from `index` on, as lanes of the float type `compute`."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        pointer, _ = _address(context, builder, sig.args[0], args[0], args[1], i64(WIDTH))
+        v = builder.load(pointer, align=1)
+        return _widened(builder, v, sig.args[0], _FLOATS[sig.return_type.element])
+
+    return Lanes(compute.dtype)(array, types.intp, compute), codegen
+
+
+@intrinsic
+def load_first(typingctx: Any, array: Any, index: Any, count: Any, compute: Any) -> Any:
+    """As `load`, but only `count` < WIDTH elements are read; the other lanes are 0."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        pointer, element = _address(context, builder, sig.args[0], args[0], args[1], args[2])
+        v = _vector(element)
+        zero = ir.Constant(v, None)
+        arguments = [pointer, i32(1), _first(builder, args[2]), zero]
+        v = _call(builder, f"llvm.masked.load.v{WIDTH}{_SUFFIX[element]}.p0", v, arguments)
+        return _widened(builder, v, sig.args[0], _FLOATS[sig.return_type.element])
+
+    return Lanes(compute.dtype)(array, types.intp, types.intp, compute), codegen
+
+
+@intrinsic
+def store(typingctx: Any, array: Any, index: Any, lanes: Any) -> Any:
+    """Write the lanes to a contiguous array from `index` on."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        pointer, _ = _address(context, builder, sig.args[0], args[0], args[1], i64(WIDTH))
+        builder.store(_narrowed(builder, args[2], sig.args[0]), pointer, align=1)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, lanes), codegen
+
+
+@intrinsic
+def stream(typingctx: Any, array: Any, index: Any, lanes: Any) -> Any:
+    """As `store`, past the caches; the address must be a multiple of the lanes' size or of 64, and `fence` must follow."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        pointer, element = _address(context, builder, sig.args[0], args[0], args[1], i64(WIDTH))
+        written = builder.store(_narrowed(builder, args[2], sig.args[0]), pointer, align=min(WIDTH * _bytes(element), 64))
+        written.set_metadata("nontemporal", builder.module.add_metadata([i32(1)]))
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, lanes), codegen
+
+
+@intrinsic
+def store_first(typingctx: Any, array: Any, index: Any, count: Any, lanes: Any) -> Any:
+    """Write the first `count` < WIDTH lanes."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        pointer, element = _address(context, builder, sig.args[0], args[0], args[1], args[2])
+        v = _narrowed(builder, args[3], sig.args[0])
+        arguments = [v, pointer, i32(1), _first(builder, args[2])]
+        _call(builder, f"llvm.masked.store.v{WIDTH}{_SUFFIX[element]}.p0", ir.VoidType(), arguments)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.intp, lanes), codegen
+
+
+@intrinsic
+def splat(typingctx: Any, scalar: Any, compute: Any) -> Any:
+    """The same float64 in every lane, rounded to `compute`."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        to = _FLOATS[sig.return_type.element]
+        return _broadcast(builder, args[0] if to == f64 else builder.fptrunc(args[0], to))
+
+    return Lanes(compute.dtype)(types.float64, compute), codegen
+
+
+@intrinsic
+def keep_first(typingctx: Any, lanes: Any, count: Any) -> Any:
+    """The first `count` lanes, and 0 in the others."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.select(_first(builder, args[1]), args[0], ir.Constant(args[0].type, None))
+
+    return lanes(lanes, types.intp), codegen
+
+
+@intrinsic
+def pick(typingctx: Any, flags: Any, a: Any, b: Any) -> Any:
+    """Lanes of a where the flag is not 0, of b elsewhere; all of a if the flags are None."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        if sig.args[0] == types.none:
+            return args[1]
+        return builder.select(builder.fcmp_unordered("une", args[0], ir.Constant(args[0].type, None)), args[1], args[2])
+
+    return a(flags, a, b), codegen
+
+
+@intrinsic
+def cast(typingctx: Any, lanes: Any, compute: Any) -> Any:
+    """The lanes as another float type."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        v, to = args[0], _FLOATS[sig.return_type.element]
+        if v.type.element == to:
+            return v
+        return builder.fpext(v, _vector(to)) if to == f64 else builder.fptrunc(v, _vector(to))
+
+    return Lanes(compute.dtype)(lanes, compute), codegen
+
+
+@intrinsic
+def fma(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
+    """a * b + c with one rounding."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        v = args[0].type
+        return _call(builder, f"llvm.fma.v{WIDTH}{_SUFFIX[v.element]}", v, list(args))
+
+    return a(a, b, c), codegen
+
+
+@intrinsic
+def total(typingctx: Any, lanes: Any) -> Any:
+    """The sum of all lanes of float64, halves onto halves."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        v, n = args[0], WIDTH
+        while n > 1:
+            n //= 2
+            low, high = (ir.Constant(ir.VectorType(i32, n), list(range(at, at + n))) for at in (0, n))
+            v = builder.fadd(builder.shuffle_vector(v, v, low), builder.shuffle_vector(v, v, high))
+        return builder.extract_element(v, i32(0))
+
+    return types.float64(lanes), codegen
+
+
+@intrinsic
+def prefetch(typingctx: Any, array: Any, index: Any) -> Any:
+    """Ask for the cache lines of WIDTH elements, into L2; the address need not exist."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        data = context.make_array(sig.args[0])(context, builder, args[0]).data
+        line = builder.bitcast(builder.gep(data, [args[1]]), i8.as_pointer())
+        for at in range(0, WIDTH * _bytes(_ELEMENTS[sig.args[0].dtype]), 64):
+            _call(builder, "llvm.prefetch.p0", ir.VoidType(), [builder.gep(line, [i64(at)]), i32(0), i32(2), i32(1)])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), codegen
+
+
+@intrinsic
+def address(typingctx: Any, array: Any) -> Any:
+    """The array's data pointer as an integer, to look at its alignment."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        data = context.make_array(sig.args[0])(context, builder, args[0]).data
+        return builder.ptrtoint(data, i64)
+
+    return types.intp(array), codegen
+
+
+@intrinsic
+def element(typingctx: Any, array: Any, index: Any) -> Any:
+    """One element, as float64."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        scalar = builder.load(_one(context, builder, sig.args[0], args[0], args[1]), align=1)
+        return _widened(builder, scalar, sig.args[0], f64)
+
+    return types.float64(array, types.intp), codegen
+
+
+@intrinsic
+def put(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
+    """Write one element, given as float64."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        builder.store(_narrowed(builder, args[2], sig.args[0]), _one(context, builder, sig.args[0], args[0], args[1]))
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.float64), codegen
+
+
+@intrinsic
+def is_double(typingctx: Any, array: Any) -> Any:
+    """Whether the elements are float64: a constant, so that only one branch is left of a test on it."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return i1(sig.args[0].dtype == types.float64)
+
+    return types.boolean(array), codegen
+
+
+@intrinsic
+def itemsize(typingctx: Any, array: Any) -> Any:
+    """Bytes of one element: a constant."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return i64(_bytes(_ELEMENTS[sig.args[0].dtype]))
+
+    return types.intp(array), codegen
+
+
+@intrinsic
+def one_by_one(typingctx: Any) -> Any:
+    """In a loop: keep LLVM from making vectors of it, which is much code, and so much time, for little."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        builder.asm(ir.FunctionType(ir.VoidType(), []), "", "", [], True)
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@intrinsic
+def unity(typingctx: Any, array: Any) -> Any:
+    """1.0, which LLVM does not know to be 1.0: an addition as fma(a, 1, b) goes to units that would idle."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        if platform.machine().lower() not in ("x86_64", "amd64"):
+            return f64(1.0)
+        hidden = ir.InlineAsm(ir.FunctionType(f64, [f64]), "", "=x,0", False)
+        return builder.call(hidden, [f64(1.0)])
+
+    return types.float64(array), codegen
+
+
+@intrinsic
+def root(typingctx: Any, value: Any) -> Any:
+    """The square root, as the instruction alone: np.sqrt calls a function on the way to NaN."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return _call(builder, "llvm.sqrt.f64", f64, list(args))
+
+    return types.float64(types.float64), codegen
+
+
+@intrinsic
+def fence(typingctx: Any) -> Any:
+    """Make streamed stores visible to other threads."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+def _arithmetic(op: Any, method: str) -> None:
+    @infer_global(op)
+    class Template(AbstractTemplate):
+        def generic(self, args: Any, kws: Any) -> Any:
+            if len(args) == 2 and isinstance(args[0], Lanes) and args[0] == args[1]:
+                return signature(args[0], *args)
+            return None
+
+    @lower_builtin(op, Lanes, Lanes)
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return getattr(builder, method)(*args)
+
+
+for _op, _method in ((operator.add, "fadd"), (operator.sub, "fsub"), (operator.mul, "fmul")):
+    _arithmetic(_op, _method)
+
+if config.DISABLE_JIT:
+    from .plain import *  # noqa: F403

@@ -1,0 +1,133 @@
+"""Calls on any memory layout, with or without a mask: the arrays as the kernels take them, or by way of a buffer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from normkit.problem import Operands, Problem
+
+from . import columns, kernels, layouts, threads, tiles
+from .compiling import kernel
+from .layouts import ColumnsPlan, RowsPlan, flat
+from .rows import FETCH_BYTES, PARALLEL_BYTES, STREAM_BYTES
+from .sets import Sets, rows_shape
+
+PART_BYTES = 1 << 18  # a part of a call is at least so large: some ten times what a call costs
+
+
+def run(problem: Problem, operands: Operands) -> None:
+    """Normalize x wherever it lies."""
+    x, out = operands.x, operands.out
+    if x.size == 0:
+        if operands.mean is not None and problem.statistics == "input":
+            operands.mean[...] = operands.var[...] = np.nan
+        return
+    mask = None
+    if operands.mask is not None and problem.statistics == "input":
+        mask = np.broadcast_to(operands.mask, x.shape)
+    plan = planned(problem, out, mask)
+    if plan is None and (axis := _outermost(problem, operands)) is not None:
+        for i in range(x.shape[axis]):
+            run(*_part(problem, operands, axis, i))
+        return
+    if plan is None and mask is not None and planned(problem, out, None) is not None:
+        mask = np.empty_like(x, np.bool_, subok=False)  # as x lies
+        mask[...] = operands.mask
+        plan = planned(problem, out, mask)
+    if isinstance(plan, RowsPlan):
+        _rows(problem, plan, operands, mask)
+    elif isinstance(plan, ColumnsPlan):
+        columns.run(problem, plan, operands, mask)
+    else:
+        tiles.run(problem, operands, mask)
+
+
+def _outermost(problem: Problem, operands: Operands) -> int | None:
+    """An axis along which the parts of a call can be taken where they lie, if they are large enough to be taken alone."""
+    x = operands.x
+    kept = [a for a in range(x.ndim) if a not in problem.axes and x.shape[a] > 1]
+    if not kept:
+        return None
+    axis = max(kept, key=lambda a: abs(x.strides[a]))
+    if x.nbytes // x.shape[axis] < PART_BYTES:
+        return None
+    part, arrays = _part(problem, operands, axis, 0)
+    mask = None if arrays.mask is None else np.broadcast_to(arrays.mask, arrays.x.shape)
+    return None if planned(part, arrays.out, mask) is None else axis
+
+
+def _part(problem: Problem, operands: Operands, axis: int, i: int) -> tuple[Problem, Operands]:
+    """The part of a call that has index i along a kept axis."""
+
+    def part(a: NDArray[Any] | None, axis: int = axis) -> Any:
+        return a if a is None or a.shape[axis] == 1 else a[(slice(None),) * axis + (slice(i, i + 1),)]
+
+    x, mask = part(operands.x), operands.mask
+    if mask is not None:
+        mask = part(mask.reshape((1,) * (x.ndim - mask.ndim) + mask.shape))
+    weight, bias = operands.weight, operands.bias
+    if axis in problem.affine_axes:
+        weight, bias = (part(p, problem.affine_axes.index(axis)) for p in (weight, bias))
+    arrays = Operands(x, weight, bias, part(operands.out), part(operands.mean), part(operands.var), mask)
+    return replace(problem, shape=x.shape, strides=x.strides), arrays
+
+
+def planned(problem: Problem, out: NDArray[Any], mask: NDArray[Any] | None) -> RowsPlan | ColumnsPlan | None:
+    """How x, out and mask can be taken where they lie; None if they cannot."""
+    if not out.dtype.isnative:
+        return None
+    return layouts.of(problem, out.strides, None if mask is None else mask.strides)
+
+
+def _rows(problem: Problem, plan: RowsPlan, operands: Operands, mask: NDArray[Any] | None) -> None:
+    sets = Sets(problem, plan.order)
+    mean, var = sets.statistics(operands)
+    weight, bias = sets.parameters(operands)
+    n = problem.count
+    nbytes = sets.number * n * problem.dtype.itemsize
+    shape = rows_shape(sets, sets.number, operands)
+    shape[kernels.PERIOD] = 1 if sets.apart else weight.size
+    shape[kernels.STREAMED] = nbytes >= STREAM_BYTES
+    shape[kernels.AHEAD] = plan.x[2] if n * problem.dtype.itemsize <= FETCH_BYTES else 0
+    for at, quad in ((kernels.X_ROWS, plan.x), (kernels.OUT_ROWS, plan.out), (kernels.M_ROWS, plan.mask)):
+        shape[at : at + 4] = quad
+    shape[kernels.M_STEP] = plan.mask_step
+    masks = () if mask is None else (flat(mask),)
+    args = (flat(operands.x), flat(operands.out), *masks, weight, bias, mean, var, shape, problem.eps)
+    prefix, dtype = "masked_rows" if masks else "rows", problem.dtype
+    with threads.sharing as chunks:
+        if chunks == 1 or 2 * nbytes < PARALLEL_BYTES:
+            kernel(f"{prefix}_serial", dtype)(*args)
+        elif sets.number >= chunks * 4 or n <= kernels.BLOCK or sets.given:
+            threads.launch(kernel(f"{prefix}_parallel", dtype), chunks, *args, chunks)
+        else:
+            scratch = np.empty((sets.number * -(-n // kernels.BLOCK), 5 if masks else 3))
+            threads.launch(kernel("masked_rows_split" if masks else "split_parallel", dtype), chunks, *args, chunks, scratch)
+    sets.keep(operands, mean, var)
+
+
+def describe(problem: Problem) -> str:
+    """How x is taken, what is copied, and why."""
+    plan = layouts.of(problem, layouts.output(problem.shape, problem.strides, problem.dtype.itemsize))
+    match plan:
+        case RowsPlan():
+            view = f"rows: x viewed as {prod(problem.stats_shape)} rows of {problem.count} neighbours"
+            return f"{view}, where they lie; nothing is copied"
+        case ColumnsPlan(_, outer, length, lanes):
+            view = f"columns: x viewed as {outer} blocks of {length} x {lanes}, statistics down each of {lanes} lanes"
+            return f"{view}, where they lie; nothing is copied"
+    x = layouts.memory(problem.shape, problem.strides, problem.dtype.itemsize)
+    if not problem.dtype.isnative:
+        why = "x is not in the byte order of this machine"
+    elif x is None:
+        why = "its strides are not whole numbers of elements"
+    elif 1 not in map(abs, x.steps):
+        why = "no axis of x is contiguous"
+    else:
+        why = "no view of x makes rows or columns of the sets, with the elements of each in order"
+    return f"copied, in blocks of {tiles.TILE_BYTES >> 10} KiB that stay in cache: {why}"
