@@ -1,0 +1,234 @@
+"""From a canonical problem to launches: which kernels, compiled when first used, with which arguments.
+
+Everything goes on CuPy's current stream and nothing waits for it. What CuPy needs of the machine it is handed as a module,
+so that a test can hand over a stand-in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from normkit.errors import UnsupportedError
+from normkit.problem import Array, Columns, Operands, Problem, Rows
+
+from . import launch
+from .launch import APPLY, FUSED, MOMENTS, VECTOR_BYTES, Grid
+
+HERE = Path(__file__).parent
+OPTIONS = ("--std=c++17", "--fmad=false", "-default-device")  # no contraction: the bits are those of the formulas as written
+C_TYPES = {"float16": "f16", "bfloat16": "bf16", "float32": "float", "float64": "double"}
+NULL = np.uintp(0)
+
+
+@lru_cache(maxsize=1)
+def source() -> str:
+    """The kernels' text."""
+    return "".join((HERE / name).read_text(encoding="utf-8") for name in ("device.cuh", "kernels.cu"))
+
+
+def specializations(clusters: bool) -> list[str]:
+    """Every kernel that a problem can ask for, as C++ names it."""
+    names = ["merge"]
+    for kind, element in C_TYPES.items():
+        for parameter in dict.fromkeys((element, "double" if kind == "float64" else "float")):
+            types = f"{element}, {parameter}"
+            for ragged in ("false", "true"):
+                names += [f"rows<{types}, {held}, {FUSED}, {ragged}>" for held in (1, 2, 4, 8)]
+                names += [f"rows<{types}, 8, {MOMENTS}, {ragged}>", f"rows<{types}, 4, {APPLY}, {ragged}>"]
+                names += [f"rows_in_{n}<{types}, 8, {ragged}>" for n in launch.CLUSTERS if clusters]
+            for vector in (1, VECTOR_BYTES // (8 if kind == "float64" else 4 if kind == "float32" else 2)):
+                names += [f"columns<{types}, {vector}, {launch.MOST_HELD}, {step}>" for step in (FUSED, MOMENTS, APPLY)]
+    return names
+
+
+class Step(NamedTuple):
+    """A launch, less its pointers."""
+
+    kernel: str
+    grid: Grid
+    sizes: tuple[Any, ...]
+
+
+class Parameters(NamedTuple):
+    """Weight and bias as the kernels take them: contiguous, of one type."""
+
+    weight: Array
+    bias: Array
+    kind: str  # in C++
+
+
+class Engine:
+    """Runs problems that have a layout, on operands of one device, which is the current one."""
+
+    def __init__(self, cupy: Any) -> None:
+        self._cupy = cupy
+        self._kernel = lru_cache(maxsize=None)(self._compiled)
+        self._clusters = lru_cache(maxsize=None)(self._has_clusters)
+
+    def run(self, problem: Problem, operands: Operands) -> None:
+        """Write `out`, and `mean` and `var` if the statistics are those of x and wanted."""
+        layout = problem.layout
+        assert layout is not None
+        device = operands.x.device
+        x, out = self._aligned(operands.x, operands.out, layout)
+        parameters = self._parameters(problem, operands, layout)
+        sets = layout.rows if isinstance(layout, Rows) else layout.outer * layout.lanes
+        mean, var, given = self._statistics(problem, operands, sets)
+        kinds = (problem.dtype, parameters.kind, problem.eps, problem.statistics, given)
+        if isinstance(layout, Rows):
+            steps = _row_steps(layout, self._clusters(device.id), *kinds)
+        else:
+            steps = _column_steps(layout, *kinds)
+        self._launch(steps, x, out, parameters, mean, var, sets, device.id)
+        if out is not operands.out:
+            operands.out[...] = out
+
+    def _launch(
+        self, steps: list[Step], x: Array, out: Array, parameters: Parameters, mean: Array, var: Array, sets: int, device: int
+    ) -> None:
+        if any(step.grid.blocks > launch.MOST_BLOCKS for step in steps):
+            raise UnsupportedError(
+                f"x: {x.shape} needs more than {launch.MOST_BLOCKS} blocks in a launch; normalize it in parts"
+            )
+        moments = None
+        if len(steps) > 1:  # moments, merge, apply
+            _, chunks, *_ = steps[1].sizes
+            moments = self._cupy.empty((sets, int(chunks), 2), np.float64)
+            if mean is None:
+                mean, var = (self._cupy.empty(sets, np.float64) for _ in range(2))
+        for step in steps:
+            arrays = [x, out, parameters.weight, parameters.bias, mean, var, moments]
+            if step.kernel == "merge":
+                arrays = [moments, mean, var]
+            pointers = tuple(NULL if a is None else np.uintp(a.data.ptr) for a in arrays)
+            kernel = self._kernel(step.kernel, device)
+            kernel((step.grid.blocks,), (step.grid.threads,), pointers + step.sizes, shared_mem=step.grid.shared)
+
+    def _aligned(self, x: Array, out: Array, layout: Rows | Columns) -> tuple[Array, Array]:
+        """x and out, or other arrays instead, that the kernels can read and write 16 bytes at a time.
+
+        Both contiguous, as far from a 16-byte boundary as each other, and on one if every row is to start on one.
+        """
+        row = layout.runs * layout.inner if isinstance(layout, Rows) else layout.lanes
+        step = x.dtype.itemsize if row * x.dtype.itemsize % VECTOR_BYTES else VECTOR_BYTES
+        fits = out.flags.c_contiguous and out.data.ptr % step == 0
+        if not x.flags.c_contiguous or x.data.ptr % step or (fits and (x.data.ptr - out.data.ptr) % VECTOR_BYTES):
+            x = self._cupy.array(x, order="C")  # a copy; memory from CuPy lies on boundaries
+        if not fits or (x.data.ptr - out.data.ptr) % VECTOR_BYTES:
+            out = self.empty_like(x)
+        return x, out
+
+    def empty_like(self, x: Array) -> Array:
+        """An uninitialized array like x, which lies as x does between 16-byte boundaries."""
+        offset = x.data.ptr % VECTOR_BYTES
+        with x.device:
+            if offset == 0 or offset % x.dtype.itemsize or not x.flags.c_contiguous:
+                return self._cupy.empty_like(x)
+            start = offset // x.dtype.itemsize
+            return self._cupy.empty(start + x.size, x.dtype)[start:].reshape(x.shape)
+
+    def _parameters(self, problem: Problem, operands: Operands, layout: Rows | Columns) -> Parameters:
+        """One for each run of a row where that is a whole row or a single element, else one for each element."""
+        arrays = [operands.weight, operands.bias]
+        kinds = {a.dtype.name for a in arrays if a is not None}
+        kind = problem.dtype.name
+        if not kinds <= {kind}:
+            kind = "float64" if kind == "float64" else "float32"
+        for n, a in enumerate(arrays):
+            if a is None:
+                continue
+            a = self._cupy.ascontiguousarray(a if a.dtype.name == kind else a.astype(kind))
+            if isinstance(layout, Rows) and layout.runs > 1 and layout.inner > 1:
+                a = self._cupy.repeat(a.reshape(layout.period, layout.runs), layout.inner, axis=1)
+            arrays[n] = a.copy() if a.data.ptr % VECTOR_BYTES else a
+        weight, bias = arrays
+        return Parameters(weight, bias, C_TYPES[kind])
+
+    def _statistics(self, problem: Problem, operands: Operands, sets: int) -> tuple[Array, Array, int]:
+        """mean and var to read or write (None: nobody wants them), and how many there are before they repeat."""
+        mean, var = operands.mean, operands.var
+        if problem.statistics == "input":
+            return mean, var, sets
+        shape = problem.stats_shape
+        kept = tuple(n if a in problem.affine_axes else 1 for a, n in enumerate(shape))
+        repeats = mean.shape == kept and _last_kept(problem)
+        if not repeats:
+            mean, var = (self._cupy.broadcast_to(s, shape) for s in (mean, var))
+        mean, var = (self._cupy.ascontiguousarray(s, np.float64) for s in (mean, var))
+        return mean, var, max(1, int(mean.size))
+
+    def _compiled(self, name: str, device: int) -> Callable[..., None]:
+        options = (*OPTIONS, "-DCLUSTERS") if self._clusters(device) else OPTIONS
+        module = self._cupy.RawModule(code=source(), options=options, name_expressions=(name,))
+        function: Callable[..., None] = module.get_function(name)
+        return function
+
+    def _has_clusters(self, device: int) -> bool:
+        return int(self._cupy.cuda.Device(device).compute_capability) >= 90
+
+
+@lru_cache(maxsize=1024)
+def _row_steps(
+    layout: Rows, clusters: bool, dtype: np.dtype[Any], parameter: str, eps: float, statistics: str, given: int
+) -> list[Step]:
+    length = layout.runs * layout.inner
+    runs = 1 if layout.runs == 1 else length  # weights of a row
+    ragged = bool(length * dtype.itemsize % VECTOR_BYTES)
+
+    def step(name: str, cut: launch.RowCut, *arguments: int) -> Step:
+        sizes = [np.int64(n) for n in (layout.rows, length, cut.chunk, cut.chunks, runs, layout.period, given)]
+        constants = (*sizes, np.int32(cut.group), np.float64(eps), np.float64(1 / cut.chunk))
+        kernel = _name(name, C_TYPES[dtype.name], parameter, cut.held, *arguments, "true" if ragged else "false")
+        return Step(kernel, launch.row_grid(layout.rows, cut, dtype.itemsize, ragged), constants)
+
+    cut = launch.cut_apply(length, dtype.itemsize)
+    apply = step("rows", cut, APPLY)
+    if statistics == "given":
+        return [apply]
+    whole = launch.cut_row(length, dtype.itemsize, clusters)
+    if whole is not None:
+        return [step(f"rows_in_{whole.chunks}", whole) if whole.clustered else step("rows", whole, FUSED)]
+    cut = launch.cut_moments(length, dtype.itemsize)
+    return [step("rows", cut, MOMENTS), _merge_step(layout.rows, cut.chunks, cut.chunk, length), apply]
+
+
+@lru_cache(maxsize=1024)
+def _column_steps(layout: Columns, dtype: np.dtype[Any], parameter: str, eps: float, statistics: str, given: int) -> list[Step]:
+    outer, length, lanes, affine = layout
+
+    def step(what: int, cut: launch.ColumnCut) -> Step:
+        sizes = [np.int64(n) for n in (outer, length, lanes, cut.chunk, cut.chunks, cut.tiles, given)]
+        flags = [np.int32(n) for n in (cut.width, cut.height, affine == "length")]
+        constants = (*sizes, *flags, np.float64(eps), np.float64(1 / cut.chunk))
+        kernel = _name("columns", C_TYPES[dtype.name], parameter, cut.vector, launch.MOST_HELD, what)
+        return Step(kernel, launch.column_grid(outer, cut), constants)
+
+    whole = launch.cut_columns(outer, length, lanes, dtype.itemsize)
+    if whole is not None:
+        return [step(APPLY if statistics == "given" else FUSED, whole)]
+    cut = launch.cut_columns(outer, length, lanes, dtype.itemsize, APPLY)
+    assert cut is not None
+    if statistics == "given":
+        return [step(APPLY, cut)]
+    return [step(MOMENTS, cut), _merge_step(outer * lanes, cut.chunks, cut.chunk, length), step(APPLY, cut)]
+
+
+def _name(kernel: str, *arguments: object) -> str:
+    return f"{kernel}<{', '.join(map(str, arguments))}>"
+
+
+def _merge_step(sets: int, chunks: int, chunk: int, length: int) -> Step:
+    return Step("merge", launch.merge_grid(sets), tuple(np.int64(n) for n in (sets, chunks, chunk, length)))
+
+
+def _last_kept(problem: Problem) -> bool:
+    """Whether statistics of the affine axes alone repeat one after the other over all sets."""
+    kept = [a for a, n in enumerate(problem.stats_shape) if n > 1]
+    affine = [a for a in kept if a in problem.affine_axes]
+    return prod(problem.stats_shape) > 0 and kept[len(kept) - len(affine) :] == affine
