@@ -1,0 +1,186 @@
+"""What normkit finds on this machine: versions, processor, cores, backends and why each can or cannot be used."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import numpy as np
+
+import normkit
+from normkit import registry, threads
+
+PACKAGES = {
+    "numpy": "needed",
+    "numba": "needed",
+    "llvmlite": "needed",
+    "rich": "pip install 'normkit[cli]'",
+    "matplotlib": "pip install 'normkit[demo]'",
+    "ml_dtypes": "for bfloat16: pip install 'normkit[half]'",
+    "asv": "for make bench: pip install 'normkit[bench]'",
+}
+FEATURES = ("sse4.2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512_bf16", "neon")
+VARIABLES = ("OMP_", "NUMBA_", "NORMKIT_", "KMP_", "MALLOC_")
+
+
+class Section(NamedTuple):
+    """A heading and its lines of (what, text)."""
+
+    title: str
+    lines: list[tuple[str, str]]
+
+
+def examine() -> list[Section]:
+    """Everything the doctor looks at. Loads every backend, and runs a row through each that can be used."""
+    return [
+        Section("versions", _versions()),
+        Section("processor", _processor()),
+        Section("backends", _backends()),
+        *_described(),
+        Section("environment", _environment()),
+    ]
+
+
+def show(sections: list[Section]) -> None:
+    """Print, with colour if rich is installed and this is a terminal."""
+    try:
+        from rich.console import Console
+        from rich.text import Text
+    except ModuleNotFoundError:
+        print("\n".join(what + text for what, text in _lines(sections)))
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    for what, text in _lines(sections):
+        bad = text.startswith(("no:", "BROKEN", "but "))
+        console.print(Text.assemble((what, "cyan" if text else "bold"), (text, "yellow" if bad else "")))
+
+
+def _lines(sections: list[Section]) -> Iterator[tuple[str, str]]:
+    for title, rows in sections:
+        yield title, ""
+        width = max([12, *(len(what) for what, _ in rows)])
+        for what, text in rows:
+            yield f"  {what:<{width}}  ", text
+
+
+def _versions() -> list[tuple[str, str]]:
+    core, backends = Path(normkit.__file__).parent, Path(_package("normkit.backends").__path__[0])
+    lines = [("normkit", f"{normkit.__version__} in {core}")]
+    if backends not in (core / "backends", core.parent / "backends"):
+        lines.append(("", f"but its backends are in {backends}: two copies are mixed; reinstall one of them"))
+    lines.append(("python", f"{platform.python_version()} {platform.python_implementation()} in {sys.prefix}"))
+    lines.append(("system", platform.platform()))
+    return lines + [(name, _version(name, cure)) for name, cure in PACKAGES.items()]
+
+
+def _package(name: str) -> ModuleType:
+    from importlib import import_module
+
+    return import_module(name)
+
+
+def _version(name: str, cure: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return f"not installed ({cure})"
+
+
+def _processor() -> list[tuple[str, str]]:
+    features = cpu_features()
+    present = [name for name in FEATURES if name in features]
+    absent = [name for name in ("avx2", "fma", "f16c", "avx512f") if name not in features]
+    found = ", ".join(present) or "unknown"
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    granted = threads.granted()
+    why = "" if granted == affinity else ", by a CPU quota, OMP_NUM_THREADS or NUMBA_NUM_THREADS"
+    return [
+        ("model", f"{_cpu_model()} ({platform.machine()})"),
+        ("features", found + (f"; not {', '.join(absent)}" if features and absent else "")),
+        ("cores", f"{granted} granted of {os.cpu_count()} present{why}"),
+        ("threads", f"{normkit.get_num_threads()} a call"),
+        ("memory", _memory()),
+    ]
+
+
+def cpu_features() -> set[str]:
+    """Instruction sets of this processor, by the names that /proc/cpuinfo and LLVM use; empty if nothing tells."""
+    flags = _cpuinfo("flags") or _cpuinfo("Features")
+    if flags:
+        return {flag.replace("sse4_2", "sse4.2").replace("asimd", "neon") for flag in flags.split()}
+    try:
+        from llvmlite.binding import get_host_cpu_features
+    except ImportError:
+        return set()
+    return {name for name, there in get_host_cpu_features().items() if there}
+
+
+def _cpu_model() -> str:
+    return _cpuinfo("model name") or platform.processor() or "unknown"
+
+
+def _cpuinfo(field: str) -> str:
+    """A field of the first processor in /proc/cpuinfo; empty where there is none."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == field), "")
+
+
+def _memory() -> str:
+    try:
+        fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        total, available = (int(fields[name].split()[0]) / 2**20 for name in ("MemTotal", "MemAvailable"))
+    except (OSError, KeyError, ValueError):
+        return "unknown"
+    return f"{total:.1f} GiB, {available:.1f} GiB available"
+
+
+def _backends() -> list[tuple[str, str]]:
+    lines = []
+    for info in registry.backends():
+        what = f"{info.family} arrays, {info.source}"
+        lines.append((info.name, f"{_tried(info.name, info.family)}; {what}" if info.usable else f"no: {info.why}; {what}"))
+    return lines
+
+
+def _tried(name: str, family: str) -> str:
+    """One row through a backend, against sums that are exact."""
+    if family != "numpy":
+        return "yes"
+    x = np.linspace(1, 2, 64, dtype=np.float32)
+    values = x.tolist()
+    mean = math.fsum(values) / 64
+    var = math.fsum((v - mean) ** 2 for v in values) / 64
+    expected = [(v - mean) / math.sqrt(var + 1e-5) for v in values]
+    try:
+        y = normkit.layer_norm(x, backend=name)
+    except Exception as error:  # noqa: BLE001 - a stranger's backend may raise anything, and the doctor has to say so
+        return f"BROKEN: a row of 64 float32 raised {type(error).__name__}: {' '.join(str(error).split())}"
+    wrong = max(abs(a - b) for a, b in zip(y.tolist(), expected, strict=True))
+    return (
+        f"yes, a row of 64 float32 is right to {wrong:.0e}" if wrong < 1e-6 else f"BROKEN: a row of 64 is wrong by {wrong:.0e}"
+    )
+
+
+def _described() -> list[Section]:
+    """What each usable backend says about itself."""
+    sections = []
+    for info in registry.backends():
+        if info.usable:
+            backend = registry.get_backend(info.name)
+            sections.append(Section(f"backend {info.name}", [(what, str(text)) for what, text in backend.describe().items()]))
+    return sections
+
+
+def _environment() -> list[tuple[str, str]]:
+    found = [(name, value) for name, value in sorted(os.environ.items()) if name.startswith(VARIABLES)]
+    return found or [("", f"no variable {', '.join(prefix + '*' for prefix in VARIABLES)} is set")]
