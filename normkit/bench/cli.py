@@ -1,0 +1,180 @@
+"""`normkit bench`: the arguments, the progress bar, and what becomes of the result."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from normkit.bench import gpu
+from normkit.bench.cases import GROUPS, Case, select
+from normkit.bench.contenders import CONTENDERS
+from normkit.bench.results import CaseResult, Run, Settings
+
+EPILOG = f"""\
+A case is a group ({", ".join(GROUPS)}), a pattern over their names such as 'instance_norm/*', or a case of your own:
+OP/SIZES[/OPTION...] with the options float16, bfloat16, float64, axis=N, channel_axis=N, mask, step=N, offset=X,
+outlier=X and constant=X, as in layer_norm/64x197x768/float16.
+
+Contenders: {", ".join(CONTENDERS)}.
+pip install "normkit[peers]" installs the peers.
+"""
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from normkit.bench.runner import Match
+
+QUICK, FULL = Settings(5, 0.03), Settings(11, 0.2)
+CURE = 'pip install "normkit[demo]"'
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command to a parser."""
+    parser.description = "Measure normkit side by side with other libraries, and check every result."
+    parser.epilog, parser.formatter_class = EPILOG, argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--case", action="append", metavar="CASE", help="which cases (may be repeated; default: quick)")
+    parser.add_argument(
+        "--only", metavar="NAMES", help="contenders by the beginnings or parts of their names, separated by commas"
+    )
+    parser.add_argument("--full", action="store_true", help="all standard cases, more and longer rounds (minutes)")
+    parser.add_argument("--rounds", type=int, metavar="N", help="rounds of turns")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured; - for the terminal")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the ratios (.png, .svg, .pdf)")
+    parser.add_argument(
+        "--markdown", type=Path, metavar="FILE", help="write the tables, between the marks if the file has them"
+    )
+    parser.add_argument("--load", type=Path, metavar="FILE", help="measure nothing: show a result that --json wrote")
+    parser.add_argument(
+        "--compare", type=Path, metavar="FILE", help="say how far the ratios are from those of an earlier --json"
+    )
+    parser.add_argument("--list", action="store_true", help="list the cases and who would be measured")
+    gpu.add_arguments(parser)
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run the command. Returns the exit code."""
+    if args.gpu:
+        return gpu.main(args.case, args.only)
+    try:
+        import rich  # noqa: F401
+    except ModuleNotFoundError:
+        return _complain(f"needs rich to print: {CURE}")
+    try:
+        cases = select(args.case or ["standard" if args.full else "quick"])
+        names = choose(args.only)
+        loaded, earlier = (Run.load(file) if file else None for file in (args.load, args.compare))
+    except (ValueError, OSError) as error:
+        return _complain(str(error))
+    if args.list:
+        return _list(cases)
+    if loaded is None:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: processes and shared memory are given back
+    run = loaded or measure(cases, names, settings(args))
+    show(run, args, earlier)
+    return 130 if run.interrupted else 0
+
+
+def choose(only: str | None) -> list[str]:
+    """The contenders that were asked for, by how their names begin, or else by a part of them."""
+    if only is None:
+        return list(CONTENDERS)
+    chosen: set[str] = set()
+    for part in (part.strip() for part in only.split(",")):
+        begins = [name for name in CONTENDERS if name.lower().startswith(part.lower())]
+        found = begins or [name for name in CONTENDERS if part.lower() in name.lower()]
+        if not found:
+            raise ValueError(f"--only: no contender is called {part!r}; there are: {', '.join(CONTENDERS)}")
+        chosen |= set(found)
+    return [name for name in CONTENDERS if name in chosen]
+
+
+def settings(args: argparse.Namespace) -> Settings:
+    """How long to look."""
+    chosen = FULL if args.full else QUICK
+    return Settings(max(1, args.rounds), chosen.seconds) if args.rounds else chosen
+
+
+def measure(cases: list[Case], names: list[str], chosen: Settings) -> Run:
+    """Play every case. Ctrl-C ends it, and leaves what was measured."""
+    from normkit.bench.machine import describe
+    from normkit.bench.runner import Match
+
+    present = [name for name in names if not CONTENDERS[name].missing]
+    base = "normkit" if "normkit" in present else (present or names)[-1]
+    run = Run(describe(), chosen, base)
+    run.left_out = {n: f"not installed: {', '.join(CONTENDERS[n].missing)}" for n in names if n not in present}
+    with _progress_bar() as bar:
+        task = bar.add_task("starting the contenders", total=len(cases) * len(present) * (chosen.rounds + 2), turn="")
+        bar.refresh()
+        try:
+            with Match(present, chosen) as match:
+                run.versions, run.left_out = match.versions, run.left_out | match.left_out
+                _play(run, cases, match, bar, task)
+        except KeyboardInterrupt:
+            run.interrupted = True
+    return run
+
+
+def _play(run: Run, cases: list[Case], match: Match, bar: Progress, task: TaskID) -> None:
+    def advance(name: str) -> None:
+        bar.update(task, advance=1, turn=name, refresh=True)
+
+    total = bar.tasks[0].total or 0
+    for index, case in enumerate(cases):
+        bar.update(task, description=case.title, completed=total * index / len(cases), refresh=True)
+        run.results.append(CaseResult(case, {}))
+        match.play(run.results[-1], advance)
+
+
+def _progress_bar() -> Progress:
+    """Drawn between turns, while nobody is measured, rather than by a thread."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), TextColumn("[dim]{task.fields[turn]}"))
+    return Progress(*columns, console=Console(stderr=True), auto_refresh=False, transient=True)
+
+
+def show(run: Run, args: argparse.Namespace, earlier: Run | None = None) -> None:
+    """Print a run, and write the files that were asked for."""
+    from rich.console import Console
+
+    from normkit.bench import report
+
+    to_stdout = args.json is not None and str(args.json) == "-"
+    if args.json and not to_stdout:
+        run.save(args.json)
+    if to_stdout:
+        print(run.dumps())
+    else:
+        report.print_run(run, Console(width=None if sys.stdout.isatty() else 100))
+    if earlier and not to_stdout:
+        print("\n".join(report.agreement(run, earlier)))
+    if args.plot and run.finished:
+        _plot(run, args.plot)
+    if args.markdown:
+        report.write_markdown(run, args.markdown, args.plot.name if args.plot else None)
+
+
+def _plot(run: Run, file: Path) -> None:
+    try:
+        from normkit.bench.plot import draw
+
+        draw(run, file)
+    except ModuleNotFoundError as error:
+        _complain(f"--plot needs {error.name}: {CURE}")
+
+
+def _list(cases: list[Case]) -> int:
+    for case in cases:
+        print(case.spec)
+    for contender in CONTENDERS.values():
+        print(f"  {contender.name}: {'not installed: ' + ', '.join(contender.missing) if contender.missing else 'here'}")
+    return 0
+
+
+def _complain(message: str) -> int:
+    print(f"normkit bench: {message}", file=sys.stderr)
+    return 2

@@ -1,0 +1,236 @@
+"""A run in words: tables for a terminal (rich) and for a document (Markdown), from the same cells."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import median
+
+from rich.bar import Bar
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from normkit.bench.cases import PLAIN
+from normkit.bench.contenders import CONTENDERS
+from normkit.bench.results import CaseResult, Run, Score, geometric_mean
+
+BEGIN, END = "<!-- normkit bench: begin -->", "<!-- normkit bench: end -->"
+COLOURS = {"floor": "dim", "peer": "", "normkit": "bold green"}
+LEGEND = """\
+ratio: time over {base}'s, the median of the rounds; ±: their spread (quartiles)
+of copy: share of the fastest copy's speed; error: the largest, at unit variance"""
+LOSS = 0.98  # a peer below this ratio is named as quicker
+
+
+def seconds_text(seconds: float) -> str:
+    """Three digits and a unit."""
+    for unit, scale in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
+        if seconds >= scale:
+            return f"{seconds / scale:.3g} {unit}" if seconds / scale < 999.5 else f"{seconds / scale:.0f} {unit}"
+    return f"{seconds / 1e-9:.0f} ns"
+
+
+def bytes_text(count: int) -> str:
+    """Three digits and a unit."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= scale:
+            return f"{count / scale:.3g} {unit}"
+    return f"{count} bytes"
+
+
+def error_text(score: Score) -> str:
+    """The largest error; of half types in units of the last place."""
+    if score.ulps is not None:
+        return f"{score.ulps:.2f} ulp" if score.ulps < 100 else f"{score.ulps:.0e} ulp"
+    return "" if score.error is None else f"{score.error:.0e}"
+
+
+def ratio_text(ratio: float) -> str:
+    """Three digits."""
+    return f"{ratio:.3g}x" if ratio < 999.5 else f"{ratio:.0f}x"
+
+
+def print_run(run: Run, console: Console) -> None:
+    """Everything, for a person at a terminal."""
+    console.print(Text("; ".join(f"{name} {fact}" for name, fact in run.machine.items()), style="dim"))
+    console.print(Text(LEGEND.format(base=run.base), style="dim"))
+    for result in run.finished:
+        console.print(Text(f"\n{result.case.title}", style="bold"), Text(f"  {bytes_text(result.case.nbytes)}", style="dim"))
+        console.print(_case_table(run, result, wide=console.width >= 100))
+        for name, score in result.scores.items():
+            if score.failure:
+                console.print(Text(f"  {name}: {score.failure}", style="dim italic"), overflow="ellipsis", no_wrap=True)
+    if len(run.finished) > 1:
+        console.print(Text(f"\ntime over {run.base}'s, over all cases", style="bold"))
+        console.print(_summary_table(run))
+    console.print(Text("\n".join(["", *_remarks(run)])))
+
+
+def _case_table(run: Run, result: CaseResult, wide: bool) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("", width=20)
+    for heading, width in (("time", 8), ("ratio", 8), ("±", 5), ("of copy", 7), ("error", 9)):
+        table.add_column(heading, justify="right", width=width)
+    table.add_column("", width=30 if wide else 12)
+    longest = max(score.time for score in result.timed.values())
+    for name in sorted(result.timed, key=lambda n: result.ratio(n, run.base)):
+        share = result.scores[name].time / longest
+        bar = Bar(1, 0, share, width=30 if wide else 12)
+        table.add_row(f"  {name}", *_cells(run, result, name), bar, style=COLOURS[CONTENDERS[name].kind])
+    return table
+
+
+def _cells(run: Run, result: CaseResult, name: str) -> list[str]:
+    score = result.scores[name]
+    spread = "" if name == run.base else f"{result.spread(name, run.base):.0%}"
+    ratio = ratio_text(result.ratio(name, run.base))
+    return [seconds_text(score.time), ratio, spread, copy_fraction(result, name), error_text(score)]
+
+
+def copy_fraction(result: CaseResult, name: str) -> str:
+    """Speed as a share of the quickest copy's."""
+    floor = "streaming copy"
+    return f"{1 / result.ratio(name, floor):.2f}" if floor in result.timed else ""
+
+
+def _summary_rows(run: Run) -> list[list[str]]:
+    rows = []
+    for name in run.names:
+        ratios = [result.ratio(name, run.base) for result in run.finished if name in result.timed]
+        rows.append([name, *_ratio_cells(ratios), _worst_error(run, name)])
+    if any(CONTENDERS[name].kind == "peer" for name in run.names):
+        rows.append(["best peer of each case", *_ratio_cells(run.best_peers()), ""])
+    return rows
+
+
+def _ratio_cells(ratios: list[float]) -> list[str]:
+    figures = (geometric_mean(ratios), min(ratios), max(ratios))
+    return [str(len(ratios)), *map(ratio_text, figures)]
+
+
+def _worst_error(run: Run, name: str) -> str:
+    """Of float32 cases."""
+    float32 = [result for result in run.finished if result.case.dtype == "float32" and name in result.timed]
+    errors = [error for result in float32 if (error := result.scores[name].error) is not None]
+    return f"{max(errors):.0e}" if errors else ""
+
+
+SUMMARY = ("contender", "cases", "mean", "least", "most", "worst error")
+
+
+def _summary_table(run: Run) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for heading in SUMMARY:
+        table.add_column(heading, justify="left" if heading == "contender" else "right", no_wrap=True)
+    for name, *figures in _summary_rows(run):
+        table.add_row(f"  {name}", *figures, style=COLOURS[CONTENDERS[name].kind] if name in CONTENDERS else "bold")
+    return table
+
+
+def _remarks(run: Run) -> list[str]:
+    lines = [f"left out: {name} ({reason})" for name, reason in run.left_out.items()]
+    turns = sum(len(score.seconds) for result in run.results for score in result.scores.values())
+    if disturbed := sum(result.disturbed for result in run.results):
+        lines.append(f"disturbed: other processes had part of the cores during {disturbed} of {turns} turns")
+    if run.interrupted:
+        lines.append("interrupted: these are the rounds that were played")
+    return [*lines, *layout_costs(run), *losses(run)]
+
+
+def losses(run: Run) -> list[str]:
+    """Case by case, who is quicker than the base, the quickest first."""
+    found = []
+    for result in run.finished:
+        quicker = sorted((ratio, name) for name, ratio in run.peers(result).items() if ratio < LOSS)
+        if quicker:
+            found.append(f"{result.case.title}: " + ", ".join(f"{name} {ratio_text(ratio)}" for ratio, name in quicker))
+    if found:
+        return [f"Quicker than {run.base}:", *found]
+    return [f"No peer is quicker than {run.base} in any of these cases."] if run.finished else []
+
+
+def layout_costs(run: Run) -> list[str]:
+    """What a layout or a dtype costs: the base's time over that of the plain case with the same elements."""
+    times = {result.case.spec: result.scores[run.base].time for result in run.finished}
+    pairs = [(spec, plain) for spec, plain in PLAIN.items() if spec in times and plain in times]
+    lines = [f"{spec}: {times[spec] / times[plain]:.2f}x of {plain}" for spec, plain in pairs]
+    return [f"{run.base}'s time over that of the plain layout:", *lines] if lines else []
+
+
+def agreement(run: Run, other: Run) -> list[str]:
+    """How far the ratios of two runs differ: the median and the largest difference, by size of the arrays."""
+    lines = []
+    sizes = (("small (below 1 MB)", 0, 1e6), ("medium (1 to 8 MB)", 1e6, 8e6), ("large (8 MB and more)", 8e6, float("inf")))
+    for title, low, high in sizes:
+        pairs = [pair for pair in _ratio_pairs(run, other) if low <= pair[2] < high]
+        if pairs:
+            differences = sorted((abs(a / b - 1), label) for a, b, _, label in pairs)
+            middle = median(difference for difference, _ in differences)
+            worst, label = differences[-1]
+            lines.append(f"{title}: {len(pairs)} ratios differ by {middle:.1%} in the median, {worst:.1%} at most ({label})")
+    return lines
+
+
+def _ratio_pairs(run: Run, other: Run) -> list[tuple[float, float, int, str]]:
+    before = {result.case: result for result in other.finished}
+    return [
+        (
+            result.ratio(name, run.base),
+            before[result.case].ratio(name, run.base),
+            result.case.nbytes,
+            f"{name}, {result.case.title}",
+        )
+        for result in run.finished
+        if result.case in before and run.base in before[result.case].timed
+        for name in result.timed
+        if name in before[result.case].timed and name != run.base
+    ]
+
+
+def markdown(run: Run, picture: str | None = None) -> str:
+    """The tables for a document."""
+    machine = "; ".join(f"{name} {fact}" for name, fact in run.machine.items())
+    versions = ", ".join(f"{name} {version}" for name, version in sorted(run.versions.items()))
+    rounds = f"{run.settings.rounds} rounds, turns of {run.settings.seconds:g} s"
+    parts = [f"Machine: {machine}.", f"Versions: {versions}. {rounds}."]
+    parts += [f"![time of each contender over normkit's, per case]({picture})"] if picture else []
+    parts += [f"Time over {run.base}'s, over all cases:", _markdown_table(SUMMARY, _summary_rows(run))]
+    parts += ["Each cell: time, time over " + run.base + "'s, largest error.", _markdown_cases(run)]
+    for heading, *lines in filter(None, (layout_costs(run), losses(run))):
+        parts.append("\n".join([heading, "", *(f"- {line}" for line in lines)]).strip())
+    parts += ["\n".join(f"- {name} left out: {reason}" for name, reason in run.left_out.items())]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _markdown_cases(run: Run) -> str:
+    rows = []
+    for result in run.finished:
+        cells = [f"{result.case.title}<br>{bytes_text(result.case.nbytes)}"]
+        for name in run.names:
+            cells.append(_markdown_cell(run, result, name))
+        rows.append(cells)
+    return _markdown_table(("case", *run.names), rows)
+
+
+def _markdown_cell(run: Run, result: CaseResult, name: str) -> str:
+    if name not in result.timed:
+        return "-"
+    score = result.scores[name]
+    parts = [seconds_text(score.time), ratio_text(result.ratio(name, run.base)), error_text(score)]
+    text = "<br>".join(part for part in parts if part)
+    return f"**{text}**" if CONTENDERS[name].kind == "normkit" else text
+
+
+def _markdown_table(headings: tuple[str, ...], rows: list[list[str]]) -> str:
+    lines = [headings, ("---", *["--:"] * (len(headings) - 1)), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def write_markdown(run: Run, file: Path, picture: str | None = None) -> None:
+    """Put the tables between the marks of a document, or into a new one."""
+    text = f"{BEGIN}\n\n{markdown(run, picture)}\n{END}"
+    before, after = "", "\n"
+    if file.exists() and BEGIN in (old := file.read_text()):
+        before, _, rest = old.partition(BEGIN)
+        after = rest.partition(END)[2]
+    file.write_text(before + text + after)
