@@ -1,0 +1,290 @@
+"""A stand-in for CuPy that needs no GPU: arrays that behave as CuPy's do where normkit touches them, on CPU memory.
+
+RawModule compiles the kernels' own source with g++ and runs it on the emulated device of cuda_on_cpu.h, so that everything
+from `nk.layer_norm` down to the last line of kernels.cu is executed. Memory is poisoned with NaN, and every array lies
+between guards: what is read beyond it shows in the result, what is written beyond it fails the launch.
+"""
+
+import ctypes
+import hashlib
+import itertools
+import shutil
+import subprocess
+import weakref
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+GUARD = 256
+HERE = Path(__file__).parent
+
+
+class CUDADriverError(RuntimeError):
+    pass
+
+
+class CUDARuntimeError(RuntimeError):
+    pass
+
+
+class OutOfMemoryError(MemoryError):
+    pass
+
+
+class CompileException(Exception):
+    pass
+
+
+class Device:
+    """The only one; counts how often it was made current."""
+
+    id = 0
+    compute_capability = "90"
+    mem_info = (3 * 2**30, 4 * 2**30)
+
+    def __init__(self, id=0):
+        self.id = id
+
+    def __eq__(self, other):
+        return isinstance(other, Device) and self.id == other.id
+
+    def __hash__(self):
+        return self.id
+
+    def __repr__(self):
+        return f"<CUDA Device {self.id}>"
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return False
+
+
+class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
+    """NumPy inside, CuPy outside: no implicit way to a NumPy array, and no mixing with one."""
+
+    def __init__(self, inside, device=0):
+        self.inside = inside
+        self.device = Device(device)
+
+    shape = property(lambda self: self.inside.shape)
+    dtype = property(lambda self: self.inside.dtype)
+    strides = property(lambda self: self.inside.strides)
+    ndim = property(lambda self: self.inside.ndim)
+    size = property(lambda self: self.inside.size)
+    nbytes = property(lambda self: self.inside.nbytes)
+
+    @property
+    def flags(self):
+        return SimpleNamespace(c_contiguous=self.inside.flags.c_contiguous)
+
+    @property
+    def data(self):
+        return SimpleNamespace(ptr=self.inside.__array_interface__["data"][0])
+
+    @property
+    def __cuda_array_interface__(self):
+        return {"data": (self.data.ptr, False), "shape": self.shape, "strides": self.strides, "version": 3}
+
+    def get(self):
+        return self.inside.copy()
+
+    def __array__(self, *_, **__):
+        raise TypeError("Implicit conversion to a NumPy array is not allowed.")
+
+    def __getitem__(self, key):
+        return ndarray(self.inside[key], self.device.id)
+
+    def __setitem__(self, key, value):
+        self.inside[key] = _unwrap(value)
+
+    def __array_ufunc__(self, ufunc, method, *inputs, **kwargs):
+        if method != "__call__" or kwargs:
+            raise TypeError(f"CuPy may not take {method} {kwargs}")
+        return _wrap(ufunc(*map(_unwrap, inputs)))
+
+    def __array_function__(self, func, types, args, kwargs):
+        if not all(t is ndarray for t in types) or kwargs.keys() - {"axis", "keepdims", "dtype"}:
+            raise TypeError(f"CuPy may not take {types} {kwargs}")
+        return getattr(MODULE, func.__name__)(*args, **kwargs)
+
+    def astype(self, dtype, copy=True):
+        return ndarray(self.inside.astype(dtype, copy=copy), self.device.id)
+
+    def copy(self):
+        return array(self)
+
+    def transpose(self, *axes):
+        return ndarray(self.inside.transpose(*axes), self.device.id)
+
+    def reshape(self, *shape):
+        return ndarray(self.inside.reshape(*shape), self.device.id)
+
+    def sum(self, axis=None, keepdims=False):
+        return _wrap(np.asarray(self.inside.sum(axis=axis, keepdims=keepdims)))
+
+    def any(self, axis=None, keepdims=False):
+        return _wrap(np.asarray(self.inside.any(axis=axis, keepdims=keepdims)))
+
+
+ndarray.__module__ = "cupy"
+
+_memory = weakref.WeakValueDictionary()
+_serial = itertools.count()
+
+
+def _unwrap(value):
+    if isinstance(value, ndarray):
+        return value.inside
+    if isinstance(value, np.ndarray):
+        raise TypeError("Unsupported type <class 'numpy.ndarray'>")
+    return type(value)(map(_unwrap, value)) if isinstance(value, list | tuple) else value
+
+
+def _wrap(value):
+    return ndarray(value) if isinstance(value, np.ndarray) else ndarray(np.asarray(value))
+
+
+def empty(shape, dtype=np.float64):
+    """Poisoned memory between two guards, 256 bytes on a boundary of 256 as CuPy's are."""
+    dtype = np.dtype(dtype)
+    shape = shape if isinstance(shape, tuple) else (int(shape),)
+    nbytes = int(np.prod(shape)) * dtype.itemsize
+    raw = np.full(nbytes + 3 * GUARD, 0xFF, np.uint8)
+    start = GUARD - raw.__array_interface__["data"][0] % GUARD
+    start += GUARD * (start < GUARD)
+    _memory[next(_serial)] = raw
+    return ndarray(raw[start : start + nbytes].view(dtype).reshape(shape), 0)
+
+
+def array(a, order="C"):
+    """A copy of an array of either kind."""
+    inside = a.inside if isinstance(a, ndarray) else np.asarray(a)
+    fresh = empty(inside.shape, inside.dtype)
+    fresh.inside[...] = inside
+    return fresh
+
+
+def ascontiguousarray(a, dtype=None):
+    dtype = a.dtype if dtype is None else np.dtype(dtype)
+    return a if a.flags.c_contiguous and a.dtype == dtype else array(a.astype(dtype))
+
+
+def empty_like(a):
+    return ndarray(np.empty_like(a.inside)) if not a.flags.c_contiguous else empty(a.shape, a.dtype)
+
+
+def _numpys(name):
+    function = getattr(np, name)
+    return lambda *args, **kwargs: _wrap(function(*map(_unwrap, args), **kwargs))
+
+
+NUMPYS = ["zeros", "full", "full_like", "zeros_like", "ones_like", "where", "broadcast_to", "sum", "max", "sqrt"]
+NUMPYS += ["reshape", "repeat", "astype"]
+
+
+def guards_hold():
+    """Whether nothing was written outside an array."""
+    for raw in list(_memory.values()):
+        tail = raw.size - 2 * GUARD
+        start = GUARD - raw.__array_interface__["data"][0] % GUARD
+        start += GUARD * (start < GUARD)
+        end = start + raw.size - 3 * GUARD
+        if tail < 0 or np.any(raw[:start] != 0xFF) or np.any(raw[end:] != 0xFF):
+            return False
+    return True
+
+
+class Compiler:
+    """Builds a kernel for the emulated device, once for each text: the results are kept in `folder`."""
+
+    def __init__(self, folder, order=0):
+        self.folder = Path(folder)
+        self.order = order  # in which threads run: 0 forwards, 1 backwards, 2 at random
+        self.launched = []
+
+    def raw_module(self, code, options, name_expressions):
+        (name,) = name_expressions
+        kernels = code[code.index("// Moments, merge, apply") :]
+        text = f"{(HERE / 'cuda_on_cpu.h').read_text()}\n{kernels}\nDEVICE_ENTRY({name})\n"
+        path = self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.so"
+        if not path.exists():
+            self._build(text, path)
+        library = ctypes.CDLL(str(path))
+        return SimpleNamespace(get_function=lambda _: self._function(name, library))
+
+    def _build(self, text, path):
+        source = path.with_suffix(".cpp")
+        source.write_text(text)
+        command = [
+            "g++",
+            "-std=c++17",
+            "-O1",
+            "-ffp-contract=off",
+            "-shared",
+            "-fPIC",
+            "-Wall",
+            "-Werror",
+            "-Wno-unknown-pragmas",
+        ]
+        command += [str(source), "-o", f"{path}.new"]
+        built = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        if built.returncode:
+            raise CompileException(built.stderr)
+        Path(f"{path}.new").replace(path)
+
+    def _function(self, name, library):
+        in_cluster = int(name.partition("rows_in_")[2][:1] or 1)
+
+        def launch(grid, block, args, shared_mem=0):
+            for i, argument in enumerate(args):
+                assert argument.itemsize == library.device_parameter_size(i), f"argument {i} of {name}: {argument!r}"
+            assert library.device_parameter_size(len(args)) == -1, f"too few arguments for {name}"
+            assert 1 <= block[0] <= 512
+            assert 1 <= grid[0] < 2**31
+            assert grid[0] % in_cluster == 0
+            assert shared_mem <= 48 * 1024
+            self.launched.append(name)
+            boxes = [np.array(argument) for argument in args]
+            values = (ctypes.c_void_p * len(boxes))(*(box.__array_interface__["data"][0] for box in boxes))
+            size = ctypes.c_size_t(shared_mem)
+            stuck = library.device_launch(values, grid[0], block[0], in_cluster, size, self.order)
+            assert not stuck, f"{name}: threads wait for each other for ever"
+            assert guards_hold(), f"{name} wrote outside its arrays"
+
+        return launch
+
+
+def module(compiler=None):
+    """What normkit sees as `cupy`."""
+    names = {name: _numpys(name) for name in NUMPYS}
+    cuda = SimpleNamespace(
+        Device=Device,
+        compiler=SimpleNamespace(CompileException=CompileException),
+        driver=SimpleNamespace(CUDADriverError=CUDADriverError),
+        memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
+        runtime=SimpleNamespace(
+            CUDARuntimeError=CUDARuntimeError,
+            driverGetVersion=lambda: 12040,
+            runtimeGetVersion=lambda: 12090,
+            getDeviceProperties=lambda _: {"name": b"Emulated"},
+        ),
+    )
+    return SimpleNamespace(
+        __version__="14.0.0",
+        ndarray=ndarray,
+        float64=np.float64,
+        empty=empty,
+        empty_like=empty_like,
+        array=array,
+        ascontiguousarray=ascontiguousarray,
+        RawModule=compiler and compiler.raw_module,
+        cuda=cuda,
+        **names,
+    )
+
+
+MODULE = module()
+GXX = shutil.which("g++")

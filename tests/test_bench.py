@@ -1,0 +1,230 @@
+"""The side-by-side run: what a case means, that its oracle is right, and that a run survives peers and people."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from argparse import ArgumentParser
+
+import numpy as np
+import pytest
+
+from normkit.bench import cli
+from normkit.bench.cases import EPS, GROUPS, Case, make_inputs, np_dtype, select
+from normkit.bench.contenders import CONTENDERS, Contender
+from normkit.bench.results import CaseResult, Run, Score, Settings, geometric_mean
+
+pytest.importorskip("rich")
+SPECS = sorted({spec for group in GROUPS.values() for spec in group})
+SMALL = [
+    "layer_norm/3x8",
+    "layer_norm/3x8/float64",
+    "layer_norm/2x3x4/axis=1",
+    "layer_norm/4x8/mask/step=2",
+    "layer_norm/4x8/offset=1e+06",
+    "instance_norm/2x3x4x5",
+    "instance_norm/2x4x5x3/channel_axis=-1/mask",
+]
+
+
+def arguments(*words):
+    parser = ArgumentParser()
+    cli.add_arguments(parser)
+    return parser.parse_args(list(map(str, words)))
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_specs_read_as_they_are_written(spec):
+    assert Case.parse(spec).spec == spec
+
+
+@pytest.mark.parametrize(
+    "spec", ["", "layer_norm", "batch_norm/2x3", "layer_norm/2xa", "layer_norm/2x3/float8", "layer_norm/*3"]
+)
+def test_nonsense_is_not_a_case(spec):
+    with pytest.raises(ValueError, match="case"):
+        select([spec])
+
+
+def test_groups_and_patterns_select_each_case_once():
+    assert [case.spec for case in select(["standard", "layer_norm/*", "layer_norm/1x64"])][:16] == list(GROUPS["standard"])
+    assert all(case.op == "instance_norm" for case in select(["instance_norm/*"]))
+
+
+@pytest.mark.parametrize("spec", SMALL)
+def test_oracle_agrees_with_sums_by_hand(spec):
+    from normkit.bench.oracle import Oracle
+
+    case = Case.parse(spec)
+    inputs = make_inputs(case)
+    y = by_hand(case, inputs)
+    oracle = Oracle(case, inputs)
+    assert oracle.max_error(y) < 1e-9 if "offset" in spec else oracle.max_error(y) < 1e-13
+    y[(-1,) * y.ndim] += 0.5
+    assert oracle.max_error(y) == pytest.approx(0.5)
+    y[(0,) * y.ndim] = np.nan
+    assert oracle.max_error(y) == math.inf
+
+
+def by_hand(case, inputs):
+    """Plain Python, one set of statistics after the other."""
+    x = np.moveaxis(inputs.x, case.axes, range(-len(case.axes), 0))
+    where = np.ones(case.shape, bool) if inputs.mask is None else inputs.mask
+    where = np.moveaxis(where, case.axes, range(-len(case.axes), 0))
+    out = np.empty(x.shape, np.float64)
+    for index in np.ndindex(*x.shape[: -len(case.axes)]):
+        values = [float(v) for v in x[index][where[index]]]
+        mean = math.fsum(values) / len(values)
+        var = math.fsum((v - mean) ** 2 for v in values) / len(values)
+        out[index] = (x[index].astype(np.float64) - mean) / math.sqrt(var + EPS)
+    out = np.moveaxis(out, range(-len(case.axes), 0), case.axes)
+    return out * inputs.weight.reshape(case.affine_shape) + inputs.bias.reshape(case.affine_shape)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_correctly_rounded_results_are_half_an_ulp_off_at_most(dtype):
+    from normkit.bench.oracle import Oracle
+
+    pytest.importorskip("ml_dtypes")
+    case = Case.parse(f"layer_norm/64x32/{dtype}")
+    inputs = make_inputs(case)
+    exact = by_hand(case, inputs._replace(weight=inputs.weight.astype(float), bias=inputs.bias.astype(float)))
+    assert 0.45 < Oracle(case, inputs).max_ulps(exact.astype(np_dtype(dtype))) <= 0.5
+
+
+@pytest.mark.filterwarnings("ignore::normkit.FallbackWarning")
+@pytest.mark.parametrize("spec", SMALL)
+def test_every_contender_here_gives_the_right_answer(spec):
+    from normkit.bench.contenders import UnsupportedCase
+    from normkit.bench.oracle import Oracle
+
+    case = Case.parse(spec)
+    inputs = make_inputs(case)
+    for name in ("normkit", "normkit out=", "NumPy"):
+        try:
+            call = CONTENDERS[name].prepare(case, inputs)
+        except UnsupportedCase:
+            continue
+        if "offset" not in spec or name != "NumPy":
+            assert Oracle(case, inputs).max_error(call.to_numpy(call.run())) < 1e-6, name
+
+
+def test_the_fastest_copy_copies():
+    from normkit.bench import floors
+
+    for shape in ((7,), (3, 129), (1000, 1001)):
+        x = np.random.default_rng(0).standard_normal(shape, np.float32)
+        assert np.array_equal(floors.fastest_copy(x)[1](), x)
+        plain, streaming = floors.compiled_copies()
+        for copy in (plain, streaming):
+            source, target = floors.aligned_empty(x.nbytes), floors.aligned_empty(x.nbytes)
+            source.view(np.uint8)[: x.nbytes], target[...] = x.reshape(-1).view(np.uint8), 0
+            copy(target, source)
+            assert np.array_equal(target.view(np.uint8)[: x.nbytes], x.reshape(-1).view(np.uint8))
+
+
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory):
+    """A run of the command, and the folder in which it left its files."""
+    folder = tmp_path_factory.mktemp("bench")
+    document = folder / "page.md"
+    document.write_text("before\n<!-- normkit bench: begin -->\nold\n<!-- normkit bench: end -->\nafter\n")
+    words = [
+        "--case",
+        "layer_norm/2x8",
+        "--case",
+        "instance_norm/1x2x3x4/mask",
+        "--only",
+        "np.copy,normkit,numpy",
+        "--rounds",
+        2,
+    ]
+    words += ["--json", folder / "a.json", "--plot", folder / "a.png", "--markdown", document]
+    command = [sys.executable, "-m", "normkit.bench", *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+def test_run_measures_and_checks_every_contender(small_run):
+    folder, text = small_run
+    run = Run.load(folder / "a.json")
+    assert [result.case.spec for result in run.finished] == ["layer_norm/2x8", "instance_norm/1x2x3x4/mask"]
+    assert set(run.names) >= {"np.copy", "normkit", "normkit out=", "NumPy"}
+    for result in run.finished:
+        assert all(len(score.seconds) == 2 for score in result.timed.values())
+        assert all(score.error < 1e-6 for name, score in result.timed.items() if name != "np.copy")
+    assert "instance_norm (1, 2, 3, 4) mask" in text
+
+
+def test_run_leaves_a_picture_and_a_table(small_run):
+    folder, _ = small_run
+    assert (folder / "a.png").read_bytes().startswith(b"\x89PNG")
+    page = (folder / "page.md").read_text()
+    assert page.startswith("before\n")
+    assert page.endswith("-->\nafter\n")
+    assert "old" not in page
+    assert "| layer_norm (2, 8)" in page
+    assert "![" in page
+
+
+def test_a_run_can_be_shown_and_compared_again(small_run, capsys):
+    folder, _ = small_run
+    assert cli.main(arguments("--load", folder / "a.json", "--compare", folder / "a.json")) == 0
+    assert "differ by 0.0% in the median" in capsys.readouterr().out
+
+
+def test_missing_peers_are_left_out_by_name(monkeypatch, capsys):
+    monkeypatch.setitem(CONTENDERS, "torch", Contender("torch", "peer", CONTENDERS["torch"].prepare, ("no_such_package",)))
+    names = ["torch"]
+    run = cli.measure([], names, Settings(1, 0.001))
+    assert run.left_out == {"torch": "not installed: no_such_package"}
+
+
+def test_a_contender_that_dies_is_reported_and_replaced(monkeypatch):
+    from normkit.bench.runner import Match
+
+    with Match(["NumPy", "np.copy"], Settings(1, 0.001)) as match:
+        os.kill(match._processes["NumPy"].pid, signal.SIGKILL)
+        first, second = (CaseResult(Case.parse("layer_norm/2x8"), {}) for _ in range(2))
+        match.play(first, lambda name: None)
+        match.play(second, lambda name: None)
+    assert "code -9" in first.scores["NumPy"].failure
+    assert list(first.timed) == ["np.copy"]
+    assert list(second.timed) == ["NumPy", "np.copy"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="interrupts are sent by signal")
+def test_interrupt_leaves_what_was_measured(tmp_path):
+    file = tmp_path / "a.json"
+    words = ["--case", "layer_norm/2x8", "--case", "layer_norm/64x197x768", "--only", "np.copy,numpy", "--rounds", "10000"]
+    command = [sys.executable, "-m", "normkit.bench", *words, "--json", str(file)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    time.sleep(8)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert "interrupted" in out
+    assert json.loads(file.read_text())["cases"][0]["contenders"]["NumPy"]["seconds"]
+
+
+@pytest.mark.parametrize(
+    "words", [["--case", "nonsense"], ["--only", "nobody"], ["--load", "no-such-file"], ["--compare", __file__]]
+)
+def test_mistakes_are_named_in_one_line(words, capsys):
+    assert cli.main(arguments(*words)) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_ratios_are_taken_inside_a_round():
+    scores = {"normkit": Score([1.0, 10.0, 2.0]), "torch": Score([3.0, 31.0, 6.0])}
+    result = CaseResult(Case.parse("layer_norm/2x8"), scores)
+    assert result.ratio("torch", "normkit") == 3.0
+    assert result.spread("torch", "normkit") < 0.02
+    assert geometric_mean([1, 4]) == pytest.approx(2)

@@ -1,0 +1,266 @@
+"""The command line: answers on stdout with status 0, one line on stderr with status 2 for bad usage, 130 for Ctrl-C."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import normkit as nk
+from normkit import demo, doctor, registry, threads
+from normkit.__main__ import main, shape
+
+
+def command(*args, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "normkit", *args], capture_output=True, text=True, timeout=120, check=False, **options
+    )
+
+
+def status(argv):
+    """The exit status, whether it is returned or raised."""
+    try:
+        return main(argv)
+    except SystemExit as stop:
+        return stop.code
+
+
+def refused(argv, capsys):
+    """What a refused command line says, which is one line on stderr and nothing else."""
+    assert status(argv) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.count("\n") == 1
+    assert "Traceback" not in said.err
+    return said.err
+
+
+# --- shapes
+
+
+@pytest.mark.parametrize("text", ["128x512x1x1", "128,512,1,1", "(128, 512, 1, 1)", "[128, 512, 1, 1]", "128 512 1 1"])
+def test_shape_as_people_type_it(text):
+    assert shape(text) == (128, 512, 1, 1)
+
+
+@pytest.mark.parametrize("text", ["7", "(7,)"])
+def test_shape_of_one_axis(text):
+    assert shape(text) == (7,)
+
+
+@pytest.mark.parametrize("text", ["", "x", "4y", "-1x3", "1.5x2", "4xx", "²"])
+def test_not_a_shape(text, capsys):
+    if text == "4xx":
+        assert shape(text) == (4,)
+    else:
+        assert repr(text) in refused(["explain", "layer_norm", "--", text], capsys)
+
+
+# --- explain
+
+
+def test_explain_prints_what_the_function_returns(capsys):
+    assert main(["explain", "instance_norm", "128x512x1x1"]) == 0
+    assert capsys.readouterr().out == f"{nk.explain('instance_norm', (128, 512, 1, 1))}\n"
+
+
+@pytest.mark.parametrize("policy", ["torch", "onnx", "strict"])
+def test_explain_takes_policy_backend_and_dtype(policy, capsys):
+    argv = ["explain", "layer_norm", "8,1", "--policy", policy, "--backend", "numpy", "--dtype", "float64"]
+    assert main(argv) == 0
+    expected = nk.explain("layer_norm", (8, 1), dtype=np.float64, backend="numpy", policy=getattr(nk.FallbackPolicy, policy)())
+    assert capsys.readouterr().out == f"{expected}\n"
+
+
+def test_explain_bfloat16(capsys):
+    assert main(["explain", "layer_norm", "8x16", "--dtype", "bfloat16", "--backend", "numpy"]) == 0
+    assert "bfloat16" in capsys.readouterr().out
+
+
+def test_explain_fits_a_terminal(capsys):
+    main(["explain", "instance_norm", "128x512x1x1"])
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 115
+
+
+# --- bad usage
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        ([], "COMMAND"),
+        (["nonsense"], "nonsense"),
+        (["explain"], "OP"),
+        (["explain", "batch_norm", "8x8"], "batch_norm"),
+        (["explain", "layer_norm", "8x8", "--policy", "tf"], "tf"),
+        (["explain", "layer_norm", "8x8", "--dtype", "int8"], "int8"),
+        (["explain", "layer_norm", "8x8", "--backend", "nunba"], "nunba"),
+        (["explain", "instance_norm", "8"], "(N, C, *spatial)"),
+        (["doctor", "--nonsense"], "--nonsense"),
+        (["demo", "no-such-file.png"], "no-such-file.png"),
+        (["demo", "--output", "no-such-folder/a.png"], "no-such-folder"),
+    ],
+)
+def test_bad_usage_is_one_line(argv, says, capsys):
+    assert says in refused(argv, capsys)
+
+
+def test_status_of_the_process():
+    done = command("explain", "layer_norm", "?")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "normkit explain: argument SHAPE: '?' is not a shape, as 128x512x1x1; normkit explain --help says more\n"
+    )
+
+
+def test_help_and_version(capsys):
+    for argv in (["--help"], ["explain", "--help"], ["demo", "--help"], ["doctor", "--help"], ["bench", "--help"]):
+        assert status(argv) == 0
+        assert "usage: normkit" in capsys.readouterr().out
+    assert status(["--version"]) == 0
+    assert capsys.readouterr().out == f"normkit {nk.__version__}\n"
+
+
+# --- missing extras
+
+
+@pytest.mark.parametrize("package", ["matplotlib", "rich"])
+def test_demo_names_the_extra_it_lacks(package):
+    code = f"import sys; sys.modules[{package!r}] = None; from normkit.__main__ import main; sys.exit(main(['demo']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert done.stderr == f"normkit: {package} is not installed; pip install 'normkit[demo]'\n"
+
+
+def test_doctor_and_explain_do_without_rich():
+    code = (
+        "import sys; sys.modules['rich'] = sys.modules['matplotlib'] = None; from normkit.__main__ import main; "
+        "sys.exit(main(['doctor']) or main(['explain', 'layer_norm', '2x3']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "processor" in done.stdout
+    assert "layer_norm on x: (2, 3)" in done.stdout
+
+
+def test_the_command_is_light():
+    code = (
+        "import sys; from normkit.__main__ import main; main(['explain', 'layer_norm', '2x3', '--backend', 'numpy']); "
+        "print(sorted({'matplotlib', 'rich', 'PIL', 'asv'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.endswith("[]\n")
+
+
+# --- interruption
+
+
+def test_interrupt(monkeypatch, capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(doctor, "examine", interrupted)
+    assert main(["doctor"]) == 130
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
+def test_interrupt_of_the_process(tmp_path):
+    argv = [sys.executable, "-m", "normkit", "demo", "--output", str(tmp_path / "a.png")]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout.readline().startswith("normkit")  # it is at work
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 130
+    assert "Traceback" not in err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="closes a pipe")
+def test_reader_that_leaves():
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as out:
+        argv = [sys.executable, "-u", "-m", "normkit", "explain", "layer_norm", "2x3"]
+        done = subprocess.run(argv, stdout=out, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert "Traceback" not in done.stderr
+
+
+# --- doctor
+
+
+def test_doctor_tells_what_is_here(capsys):
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    for text in (nk.__version__, np.__version__, "granted of", "features", "backends", "numba", "threading layer"):
+        assert text in out
+    assert "BROKEN" not in out
+
+
+def test_doctor_says_why_a_backend_cannot_be_used(monkeypatch, capsys):
+    missing = registry.Missing("quux is not installed (pip install quux)", quiet=True)
+    monkeypatch.setitem(registry._found, "numba", missing)
+    assert main(["doctor"]) == 0
+    assert "no: quux is not installed (pip install quux)" in capsys.readouterr().out
+
+
+class Wrong(type(nk.get_backend("numpy"))):
+    """Computes zeros."""
+
+    name = "wrong"
+
+    def prepare(self, problem):
+        def run(operands):
+            operands.out[...] = 0
+
+        return run
+
+
+class Failing(Wrong):
+    """Raises what nobody expects."""
+
+    def prepare(self, problem):
+        raise ZeroDivisionError("boom")
+
+
+@pytest.mark.parametrize(("backend", "says"), [(Wrong(), "wrong by"), (Failing(), "ZeroDivisionError: boom")])
+def test_doctor_tries_every_backend(backend, says, capsys):
+    nk.register_backend(backend)
+    try:
+        assert main(["doctor"]) == 0
+    finally:
+        registry._forget("wrong")
+    out = capsys.readouterr().out
+    assert "BROKEN" in out
+    assert says in out
+
+
+def test_doctor_tells_of_fewer_cores(monkeypatch, capsys):
+    monkeypatch.setattr(threads, "granted", lambda: 0)
+    assert main(["doctor"]) == 0
+    assert "OMP_NUM_THREADS or NUMBA_NUM_THREADS" in capsys.readouterr().out
+
+
+def test_demo_module_is_what_the_command_runs(monkeypatch):
+    seen = []
+    monkeypatch.setattr(demo, "run", lambda *args: seen.append(args))
+    assert main(["demo", "a.png", "--output", "b.png"]) == 0
+    assert seen == [("a.png", "b.png")]
+
+
+# --- warmup
+
+
+def test_warmup_names_what_it_has_made_ready(capsys):
+    assert status(["warmup", "float32"]) == 0
+    said = capsys.readouterr().out
+    assert "numba: rows_serial float32" in said
+    assert "kept in" in said
+
+
+def test_warmup_of_no_float(capsys):
+    assert "int8: expected dtypes among float16, bfloat16, float32, float64" in refused(["warmup", "int8"], capsys)

@@ -1,0 +1,111 @@
+"""float16 and bfloat16: conversions of every value, with and without the CPU's instructions for it, and one rounding."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+from normkit.backends.numba_backend import simd
+from normkit.backends.numba_backend.simd import WIDTH, element, load, store
+from numba import config, njit
+
+import normkit as nk
+
+pytestmark = pytest.mark.skipif(config.DISABLE_JIT, reason="this is about what is compiled")
+
+HALVES = {"float16": (np.dtype(np.float16), np.uint16), "bfloat16": (np.dtype(ml_dtypes.bfloat16), np.int16)}
+ALL = np.arange(1 << 16, dtype=np.uint32).astype(np.uint16)
+
+
+@njit
+def _convert(a, b):
+    for i in range(0, a.size, WIDTH):
+        store(b, i, load(a, i, np.float32))
+
+
+@njit
+def _widen(a, b):
+    for i in range(a.size):
+        b[i] = element(a, i)
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["instructions", "arithmetic"])
+def convert(request):
+    """(lanes from array to array, elements to float64), with the CPU's conversions and without."""
+    has = simd.converts_halves
+    if request.param and not has():
+        pytest.skip("this CPU has no conversions of float16")
+    patch = pytest.MonkeyPatch()
+    patch.setattr(simd, "converts_halves", lambda: request.param)
+    lanes, elements = njit(_convert.py_func), njit(_widen.py_func)
+    for stored in (np.uint16, np.int16):  # compile while the patch holds
+        lanes(np.zeros(16, stored), np.zeros(16, np.float32))
+        lanes(np.zeros(16, np.float32), np.zeros(16, stored))
+        elements(np.zeros(16, stored), np.zeros(16))
+    patch.undo()
+    return lanes, elements
+
+
+@pytest.fixture(params=HALVES)
+def half(request):
+    return HALVES[request.param]
+
+
+def test_every_value_is_widened_exactly(convert, half):
+    dtype, stored = half
+    with np.errstate(invalid="ignore"):
+        expected = ALL.view(dtype).astype(np.float32)
+    lanes, wide = np.empty(ALL.size, np.float32), np.empty(ALL.size)
+    convert[0](ALL.view(stored), lanes)
+    convert[1](ALL.view(stored), wide)
+    nan = np.isnan(expected)
+    np.testing.assert_array_equal(lanes[~nan].view(np.uint32), expected[~nan].view(np.uint32))
+    np.testing.assert_array_equal(lanes[nan].view(np.uint32) | 1 << 22, expected[nan].view(np.uint32) | 1 << 22)  # the payload
+    np.testing.assert_array_equal(wide, expected)
+
+
+def test_every_rounding_is_to_nearest_even(convert, half):
+    dtype, stored = half
+    with np.errstate(all="ignore"):
+        values = ALL.view(dtype).astype(np.float32)
+        values = values[np.isfinite(values)]
+        ties = ((values[:-1].astype(np.float64) + values[1:]) / 2).astype(np.float32)
+        there = np.concatenate([values, ties, np.float32([65519.99, 65520, 3.4e38, np.inf, -np.inf, 1e-45, -0.0])])
+        there = np.concatenate([there, np.nextafter(there, np.float32(np.inf)), np.nextafter(there, np.float32(-np.inf))])
+        there = np.resize(there, there.size // WIDTH * WIDTH)
+        expected = there.astype(dtype)
+    actual = np.empty(there.size, stored)
+    convert[0](there, actual)
+    np.testing.assert_array_equal(actual.view(np.uint16), expected.view(np.uint16))
+
+
+def test_nan_stays_nan_and_is_quiet(convert, half):
+    dtype, stored = half
+    nan = np.arange(0x7F800001, 0x7F800001 + (1 << 22), 1021, dtype=np.uint32)
+    nan = np.concatenate([nan, nan | 1 << 31, [0x7FFFFFFF] * WIDTH]).astype(np.uint32)
+    nan = nan[: nan.size // WIDTH * WIDTH].view(np.float32)
+    actual = np.empty(nan.size, stored)
+    convert[0](nan, actual)
+    assert np.isnan(actual.view(dtype)).all()
+    np.testing.assert_array_equal(np.signbit(actual.view(dtype).astype(np.float32)), np.signbit(nan))
+
+
+def test_a_cpu_without_conversions_gives_the_same_bits(script):
+    code = """
+import numpy as np, normkit as nk
+from normkit.backends.numba_backend import simd
+x = np.random.default_rng(0).normal(size=(7, 333)).astype(np.float16)
+x[0, 0], x[1, 1] = 6e-8, 65504
+print(nk.layer_norm(x, weight=np.ones(333, np.float16), backend="numba").tobytes().hex())
+"""
+    assert script(code, NUMBA_CPU_FEATURES="", NORMKIT_CACHE=0) == script(code)
+
+
+@pytest.mark.parametrize("parameter", [np.float16, np.float32, np.float64, ml_dtypes.bfloat16])
+def test_parameters_of_another_dtype(run, assert_close, half, parameter):
+    dtype, _ = half
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(5, 64)).astype(dtype)
+    weight, bias = rng.normal(size=(2, 64)).astype(parameter)
+    wide = nk.layer_norm(x.astype(np.float64), 64, weight.astype(np.float64), bias.astype(np.float64), backend="numpy")
+    y, mean, rstd = run("layer_norm", x, 64, weight, bias, return_stats=True)
+    assert (y.dtype, mean.dtype, rstd.dtype) == (dtype, np.float64, np.float64)
+    assert_close(y, wide)

@@ -1,0 +1,209 @@
+"""Many Python threads at once, on every threading layer: right results, no abort, no more threads than promised.
+
+The rule: a call has more than one thread only while no other large call runs in this process.
+"""
+
+import sys
+import sysconfig
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from hostile import CHECK
+
+numba = pytest.importorskip("numba")
+
+THREADS = (
+    CHECK
+    + """
+def together(works):
+    failures = []
+    barrier = threading.Barrier(len(works))
+    def run(work):
+        barrier.wait()
+        try:
+            work()
+        except BaseException as error:
+            failures.append(error)
+    threads = [threading.Thread(target=run, args=(work,)) for work in works]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join(300)
+    assert not any(thread.is_alive() for thread in threads), "a thread hangs"
+    if failures: raise failures[0]
+
+def os_threads():
+    return len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/self/task") else 0
+
+at_first = os_threads()  # NumPy's own among them
+
+def workers():
+    return os_threads() - at_first
+"""
+)
+
+SIXTEEN = """
+import numba
+before = numba.get_num_threads()
+def work(seed):
+    own = numba.get_num_threads()
+    for dtype in DTYPES:
+        for turn in range(TURNS):
+            check_all(dtype, seed + turn)
+            assert numba.get_num_threads() == own
+together([lambda seed=seed: work(seed) for seed in range(16)])
+check_all()
+from normkit.backends.numba_backend import threads
+assert workers() <= threads.TEAMS * (nk.get_num_threads() - 1), workers()
+assert numba.get_num_threads() == before
+print(threads.layer(), threads.available())
+"""
+
+
+def has_tbb():
+    return find_spec("tbb") is not None or any(
+        Path(sys.prefix, place).exists() for place in ("lib/libtbb.so.12", "lib/libtbb.12.dylib", "Library/bin/tbb12.dll")
+    )
+
+
+def test_sixteen_threads_on_first_use(script):
+    code = SIXTEEN.replace("DTYPES", "['float32']").replace("TURNS", "2")
+    name, _ = script(THREADS + code, timeout=300).split()
+    assert name in ("omp", "tbb", "workqueue")
+
+
+def test_sixteen_threads_on_workqueue(script):
+    code = SIXTEEN.replace("DTYPES", "['float32']").replace("TURNS", "2")
+    assert script(THREADS + code, timeout=300, NUMBA_THREADING_LAYER="workqueue") == "workqueue 1"
+
+
+@pytest.mark.hostile
+@pytest.mark.parametrize("layer", ["omp", "tbb", "workqueue"])
+def test_sixteen_threads_that_compile_everything(script, layer):
+    if layer == "tbb" and not has_tbb():
+        pytest.skip("pip install tbb")
+    if layer == "omp" and find_spec("numba.np.ufunc.omppool") is None:
+        pytest.skip("this Numba has no OpenMP layer")
+    code = SIXTEEN.replace("DTYPES", "['float32', 'float64', 'float16']").replace("TURNS", "5")
+    name, available = script(THREADS + code, timeout=900, NUMBA_THREADING_LAYER=layer, NORMKIT_CACHE=0).split()
+    assert name == layer
+    assert int(available) >= 1
+
+
+def test_tbb_from_pip_is_found(script):
+    if not has_tbb():
+        pytest.skip("pip install tbb")
+    code = "check_all(); from normkit.backends.numba_backend import threads; print(threads.layer())"
+    assert script(CHECK + code, NUMBA_THREADING_LAYER="tbb") == "tbb"
+
+
+def test_without_libgomp_it_is_serial_and_says_so(script):
+    code = """
+sys.modules["numba.np.ufunc.omppool"] = None  # importing it fails, as without libgomp
+sys.modules["numba.np.ufunc.tbbpool"] = None
+together([check_all] * 4)
+print(nk.get_backend("numba").describe()["threading layer"])
+"""
+    assert "install libgomp" in script(THREADS + code) if sys.platform == "linux" else True
+
+
+def test_an_unknown_layer_is_serial(script):
+    assert script(CHECK + "check_all(); print('done')", NUMBA_THREADING_LAYER="nonsense") == "done"
+
+
+@pytest.mark.skipif(sysconfig.get_config_var("Py_GIL_DISABLED") == 1, reason="counts under the GIL")
+def test_threads_that_call_all_the_time_share_the_cores(script):
+    """8 workers of an executor: a call launches only while it is alone, so no more threads are busy than call."""
+    code = """
+from concurrent.futures import ThreadPoolExecutor
+from normkit.backends.numba_backend import threads
+check_all()
+launches, launch = [], threads.launch
+def counted(kernel, n, *args):
+    launches.append(len(threads.sharing._running))
+    launch(kernel, n, *args)
+threads.launch = counted
+check_all()
+alone = len(launches)
+x = np.random.default_rng(0).normal(size=(4096, 512)).astype(np.float32)
+with ThreadPoolExecutor(8) as pool:
+    list(pool.map(lambda i: nk.layer_norm(x, backend="numba"), range(400)))
+assert threads.sharing._running == []
+print(alone, len(launches) - alone)
+"""
+    alone, crowded = map(int, script(THREADS + code).split())
+    import normkit as nk
+
+    if nk.get_num_threads() > 1 and nk.get_backend("numba").describe()["threading layer"] in ("omp", "tbb"):
+        assert alone >= 3
+        assert crowded < 200  # of 400
+
+
+def test_only_a_few_threads_may_ever_launch_on_openmp(script):
+    """GNU OpenMP keeps a team for each thread that has launched, for as long as that thread lives."""
+    code = """
+from normkit.backends.numba_backend import threads
+go, done = threading.Event(), threading.Barrier(13)
+def work():
+    done.wait()
+    with threads.sharing as n:
+        counts.append(n)
+    done.wait()
+    go.wait()
+counts, one_at_a_time = [], threading.Lock()
+def in_turn():
+    with one_at_a_time, threads.sharing as n:
+        counts.append(n)
+    done.wait()
+workers = [threading.Thread(target=in_turn) for _ in range(12)]
+for worker in workers: worker.start()
+done.wait()
+for worker in workers: worker.join()
+print(threads.layer(), nk.get_num_threads(), sum(n > 1 for n in counts))
+del worker, workers
+import gc; gc.collect()
+with threads.sharing as n:
+    print(n)
+"""
+    first, last = script(THREADS + code).splitlines()
+    layer, granted, parallel = first.split()
+    if layer == "omp" and int(granted) > 1:
+        assert int(parallel) == 4
+        assert int(last) > 1  # threads that have ended count no longer
+
+
+@pytest.mark.parametrize("variable", ["OMP_NUM_THREADS", "NUMBA_NUM_THREADS"])
+def test_one_thread_where_the_environment_says_so(script, variable):
+    code = """
+check_all()
+from normkit.backends.numba_backend import threads
+print(threads.available(), workers())
+"""
+    available, running = script(THREADS + code, **{variable: 1}).split()
+    assert available == "1"
+    assert running == "0"
+
+
+def test_a_dask_worker(script):
+    pytest.importorskip("dask.array")
+    code = """
+import dask.array as da
+x = np.random.default_rng(0).normal(size=(64, 256, 64)).astype(np.float32)
+y = da.from_array(x, chunks=(4, 256, 64)).map_blocks(lambda block: nk.layer_norm(block, backend="numba")).compute(num_workers=8)
+assert y.tobytes() == nk.layer_norm(x).tobytes()
+print("done")
+"""
+    assert script(THREADS + code) == "done"
+
+
+@pytest.mark.hostile
+def test_many_threads_that_come_and_go(script):
+    code = """
+check_all()
+for round in range(40):
+    together([lambda: check("layer_norm", (2048, 256))] * 8)
+from normkit.backends.numba_backend import threads
+time.sleep(0.5)
+assert workers() <= threads.TEAMS * (nk.get_num_threads() - 1), workers()
+print("done")
+"""
+    assert script(THREADS + code, timeout=600) == "done"
