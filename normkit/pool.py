@@ -20,10 +20,7 @@ from numpy.typing import NDArray
 from normkit.errors import InputTypeError, InputValueError
 
 SMALLEST = 1 << 18  # smaller outputs come from malloc, which keeps them by itself
-PAGE = 4096
-# Where malloc puts a large array in its first page. A load waits for an earlier store to the same place of another page; an
-# output that lies in its page as the input does is stored only where the input has been loaded.
-PLACE = 16
+PAGE = 4096  # an output starts on one, so that its first vector can be streamed
 PATIENCE = 0.02  # seconds to wait for the pool, which others leave within microseconds
 WASTE = 1.05  # a block may be this much larger than what it is lent for
 
@@ -140,7 +137,7 @@ def _new_block(nbytes: int) -> Block:
     except MemoryError:
         _blocks.clear()
         memory = np.empty(nbytes + PAGE, np.uint8)
-    block = Block(memory, (PLACE - memory.ctypes.data) % PAGE)
+    block = Block(memory, -memory.ctypes.data % PAGE)
     if _under_pressure():
         _blocks.clear()
     elif _make_room(memory.nbytes):

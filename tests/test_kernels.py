@@ -8,7 +8,9 @@ import pytest
 
 numba = pytest.importorskip("numba")
 
-from normkit.backends.numba_backend import compiling, kernels  # noqa: E402
+from normkit.backends.numba_backend import compiling, row_kernels  # noqa: E402
+
+import normkit as nk  # noqa: E402
 
 pytestmark = pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="nothing is compiled with NUMBA_DISABLE_JIT=1")
 x86 = pytest.mark.skipif(platform.machine().lower() not in ("x86_64", "amd64"), reason="reads x86 assembly")
@@ -17,10 +19,10 @@ x86 = pytest.mark.skipif(platform.machine().lower() not in ("x86_64", "amd64"), 
 @pytest.fixture(scope="module", params=["float32", "float64"])
 def compiled(request):
     """The serial rows kernel for a dtype: (dtype, assembly, LLVM)."""
-    signature = compiling._signature(kernels.rows_serial.py_func, np.dtype(request.param), masked=False)
-    kernels.rows_serial.compile(signature)
-    assembly = kernels.rows_serial.inspect_asm(signature)
-    return request.param, assembly, kernels.rows_serial.inspect_llvm(signature)
+    signature = compiling._signature(row_kernels.rows_serial.py_func, np.dtype(request.param), masked=False)
+    row_kernels.rows_serial.compile(signature)
+    assembly = row_kernels.rows_serial.inspect_asm(signature)
+    return request.param, assembly, row_kernels.rows_serial.inspect_llvm(signature)
 
 
 def instructions(assembly):
@@ -60,8 +62,6 @@ def test_no_function_is_called_in_a_loop(compiled):
 
 def moments(x):
     """(mean, variance) as the engine takes them of one row."""
-    import normkit as nk
-
     _, mean, rstd = nk.layer_norm(x[None], eps=0.0, return_stats=True, backend="numba")
     return mean.item(), rstd.item() ** -2
 
@@ -87,3 +87,42 @@ def test_an_outlier_that_is_first_or_last_of_a_block(where):
     x32 = x.astype(np.float32)
     _, var = moments(x32)
     assert var == pytest.approx(float(np.asarray(x32, np.longdouble).var()), rel=1e-10)
+
+
+@pytest.mark.parametrize("n", [1, 15, 16, 31, 32, 100, 128, 256])
+@pytest.mark.parametrize("rows", [1, 15, 16, 17, 50])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_short_rows_have_the_bits_of_columns(n, rows, dtype):
+    """Rows of some hundred elements are taken 16 at a time, columns are not; what one row holds is no matter to the others."""
+    x = np.random.default_rng(n).standard_normal((rows, n)).astype(dtype)
+    big, small = (6e4, 1e-7) if dtype is np.float16 else (3e37, 1e-40)
+    for r, extreme in enumerate([big, small, np.nan, np.inf, 0, -0.0, 1]):
+        with np.errstate(all="ignore"):
+            x[7 * r % rows] *= dtype(extreme)
+    x[-1] = 5
+    weight, bias = np.linspace(-2, 3, n, dtype=dtype), np.linspace(1, 2, n, dtype=dtype)
+    columns = nk.layer_norm(np.asfortranarray(x), n, weight, bias, backend="numba")
+    together = nk.layer_norm(x, n, weight, bias, backend="numba")
+    assert together.tobytes() == np.ascontiguousarray(columns).tobytes()
+    for start in {0, rows // 2, rows - 1}:
+        assert nk.layer_norm(x[start:], n, weight, bias, backend="numba").tobytes() == together[start:].tobytes()
+
+
+@pytest.mark.parametrize("gap", [-2048, -64, -4, 0, 4, 60, 64, 68, 1024, 2044, 2048])
+@pytest.mark.parametrize("shape", [(40, 32), (7, 100), (3, 5000), (1, 4_200_000)])
+def test_out_anywhere_in_its_page(gap, shape):
+    """Which way a row is gone through depends on where out lies; the bits do not. The largest case is streamed."""
+    x = placed(shape, 2048)
+    x[...] = np.random.default_rng(0).standard_normal(shape, np.float32)
+    out = placed(shape, 2048 + gap)
+    right = nk.layer_norm(x, backend="numba")
+    assert nk.layer_norm(x, out=out, backend="numba") is out
+    assert out.tobytes() == right.tobytes()
+
+
+def placed(shape, place):
+    """An array that starts so many bytes after a page does."""
+    size = int(np.prod(shape)) * 4
+    memory = np.empty(size + 8192, np.uint8)
+    start = (place - memory.ctypes.data) % 4096
+    return memory[start : start + size].view(np.float32).reshape(shape)

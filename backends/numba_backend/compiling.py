@@ -18,14 +18,14 @@ from numba.core.compiler_lock import global_compiler_lock
 
 from normkit import forks
 
-from . import cache, column_kernels, kernels, masked_kernels, tile_kernels
+from . import cache, column_kernels, masked_kernels, row_kernels, tile_kernels
 
 MAX_NDIM = 6
 
 Kernel = Callable[..., None]
 
 _TYPES: dict[str, Any] = {"float32": types.float32, "float64": types.float64, "float16": types.uint16, "bfloat16": types.int16}
-_MODULES = (kernels, column_kernels, masked_kernels, tile_kernels)
+_MODULES = (row_kernels, column_kernels, masked_kernels, tile_kernels)
 _compiled: dict[tuple[str, str], Kernel] = {}
 _lock = threading.RLock()
 forks.wait_for(_lock)

@@ -1,4 +1,4 @@
-"""The kernels: moments of a block, merge of blocks, apply to a run; fused over rows, or split where rows are few.
+"""What the kernels are made of: moments of a block, merge of blocks, apply to a run.
 
 Every array is C-contiguous or a set of contiguous rows; `element indices` count from its data pointer. No kernel raises,
 allocates or checks: all of that has been done before. Sizes travel in `shape`, an int64 array.
@@ -9,13 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from .simd import (
     WIDTH,
     address,
     element,
-    fence,
     fma,
     is_double,
     itemsize,
@@ -23,7 +22,6 @@ from .simd import (
     load,
     load_first,
     prefetch,
-    put,
     root,
     splat,
     store,
@@ -38,14 +36,14 @@ BLOCK = 4096  # elements whose moments are taken at once: they stay in L1, and a
 # What stands where in `shape`
 ROWS, RUNS, INNER, PERIOD, GIVEN, WANTED, STREAMED, AHEAD = range(8)
 X_ROWS, OUT_ROWS, M_ROWS = 8, 12, 16  # each (bundle, leap, step, start), see `place`; M of the mask
-M_STEP = 20
-SHAPE = 21
+M_STEP, GROUP = 20, 21
+SHAPE = 22
 
 inline = njit(forceinline=True, error_model="numpy", _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
 @inline
-def sums(x: Any, start: int, n: int, shift: float) -> Any:
+def lane_sums(x: Any, start: int, n: int, shift: float) -> Any:
     """Sum and sum of squares of x - shift, in float64 lanes."""
     s = q = splat(0.0, np.float64)
     one = splat(unity(x), np.float64)
@@ -59,7 +57,7 @@ def sums(x: Any, start: int, n: int, shift: float) -> Any:
         d = keep_first(load_first(x, start + whole, n - whole, np.float64) - center, n - whole)
         s = s + d
         q = fma(d, d, q)
-    return total(s), total(q)
+    return s, q
 
 
 @inline
@@ -71,7 +69,8 @@ def block_moments(x: Any, start: int, n: int, origin: float, sweeps: int) -> Any
     """
     shift = element(x, start)
     for _ in range(sweeps):
-        s, q = sums(x, start, n, shift)
+        lanes_s, lanes_q = lane_sums(x, start, n, shift)
+        s, q = total(lanes_s), total(lanes_q)
         delta = s * (1.0 / n)
         m2 = q - s * delta
         mean = (shift - origin) + delta
@@ -123,30 +122,51 @@ def apply_lanes(
     streamed: int, ahead: int, compute: Any,
 ) -> None:  # fmt: skip
     """Normalize n elements; streamed past the caches, while what lies `ahead` is fetched into them."""
-    k = misaligned(out, oi) if streamed else WIDTH
-    while n > 0:
-        k = min(k, n)
-        if k == WIDTH:
-            y = affine(load(x, xi, compute), factors)
-            if per_element:
-                y = fma(y, load(weight, w, compute), load(bias, w, compute))
-            if streamed:
-                prefetch(x, xi + ahead)
-                stream(out, oi, y)
-            else:
-                store(out, oi, y)
+    head = min(n, misaligned(out, oi)) if streamed else 0
+    rest = (n - head) % WIDTH
+    if head > 0:
+        apply_first(x, xi, out, oi, head, weight, bias, w, per_element, factors, compute)
+    step, start = (-WIDTH, n - rest - WIDTH) if leads(x, xi, out, oi) else (WIDTH, head)
+    for _ in range((n - head) // WIDTH):
+        y = affine(load(x, xi + start, compute), factors)
+        if per_element:
+            y = fma(y, load(weight, w + start, compute), load(bias, w + start, compute))
+        if streamed:
+            prefetch(x, xi + start + ahead)
+            stream(out, oi + start, y)
         else:
-            y = affine(load_first(x, xi, k, compute), factors)
-            if per_element:
-                y = fma(y, load_first(weight, w, k, compute), load_first(bias, w, k, compute))
-            store_first(out, oi, k, y)
-        xi, oi, w, n, k = xi + k, oi + k, w + k, n - k, WIDTH
+            store(out, oi + start, y)
+        start += step
+    if rest > 0:
+        k = n - rest
+        apply_first(x, xi + k, out, oi + k, rest, weight, bias, w + k, per_element, factors, compute)
+
+
+@inline
+def apply_first(
+    x: Any, xi: int, out: Any, oi: int, n: int, weight: Any, bias: Any, w: int, per_element: bool, factors: Any, compute: Any
+) -> None:
+    """Normalize n < WIDTH elements."""
+    y = affine(load_first(x, xi, n, compute), factors)
+    if per_element:
+        y = fma(y, load_first(weight, w, n, compute), load_first(bias, w, n, compute))
+    store_first(out, oi, n, y)
 
 
 @inline
 def misaligned(out: Any, oi: int) -> int:
-    """Elements from oi to the first address, after at least one element, at which lanes may be streamed."""
-    return WIDTH - (address(out) // itemsize(out) + oi) % WIDTH
+    """Elements from oi to the first address at which lanes may be streamed."""
+    return (WIDTH - (address(out) // itemsize(out) + oi) % WIDTH) % WIDTH
+
+
+@inline
+def leads(x: Any, xi: int, out: Any, oi: int) -> bool:
+    """Whether out lies ahead of x in its page of 4 KiB, so that it is better to go backwards.
+
+    A load waits for an earlier store to the same place of another page: so what is stored must be what has been loaded.
+    """
+    gap = ((address(out) + oi * itemsize(out)) - (address(x) + xi * itemsize(x))) & 4095
+    return 0 < gap < 2048
 
 
 @inline
@@ -210,71 +230,3 @@ def place(r: int, shape: Any, layout: int) -> int:
     """Index of the first element of row r. Rows lie a step apart from a start on, in bundles that lie a leap apart."""
     bundle, leap, step, start = shape[layout], shape[layout + 1], shape[layout + 2], shape[layout + 3]
     return start + (r * step if bundle == 0 else (r // bundle) * leap + (r % bundle) * step)
-
-
-@inline
-def rows(x: Any, out: Any, weight: Any, bias: Any, mean: Any, var: Any, shape: Any, eps: float, first: int, last: int) -> None:
-    """Moments and apply of each row while it is in cache."""
-    n = shape[RUNS] * shape[INNER]
-    for r in range(first, last):
-        xi, oi = place(r, shape, X_ROWS), place(r, shape, OUT_ROWS)
-        if shape[GIVEN]:
-            moments = element(mean, r % shape[GIVEN]), 0.0, element(var, r % shape[GIVEN])
-        else:
-            moments = row_moments(x, xi, n)
-            if shape[WANTED]:
-                put(mean, r, moments[0] + moments[1])
-                put(var, r, moments[2])
-        for at in range((n - 1) // BLOCK * BLOCK, -1, -BLOCK):  # backwards: what was read last is still in cache
-            apply_span(x, xi, out, oi, at, min(n, at + BLOCK), weight, bias, r, moments, shape, eps)
-
-
-@njit(nogil=True, error_model="numpy", _nrt=False)
-def rows_serial(x: Any, out: Any, weight: Any, bias: Any, mean: Any, var: Any, shape: Any, eps: float) -> None:
-    """All rows on this thread."""
-    rows(x, out, weight, bias, mean, var, shape, eps, 0, shape[ROWS])
-    fence()
-
-
-@njit(nogil=True, parallel=True, error_model="numpy", _nrt=False)
-def rows_parallel(x: Any, out: Any, weight: Any, bias: Any, mean: Any, var: Any, shape: Any, eps: float, chunks: int) -> None:
-    """A chunk of rows on each thread."""
-    for c in prange(chunks):
-        i = np.intp(c)  # prange counts in unsigned integers
-        rows(x, out, weight, bias, mean, var, shape, eps, shape[ROWS] * i // chunks, shape[ROWS] * (i + 1) // chunks)
-        fence()
-
-
-@njit(nogil=True, parallel=True, error_model="numpy", _nrt=False)
-def split_parallel(
-    x: Any, out: Any, weight: Any, bias: Any, mean: Any, var: Any, shape: Any, eps: float, chunks: int, scratch: Any
-) -> None:
-    """Few rows: a chunk of all blocks on each thread, for the moments, then for the apply. `scratch` is (rows * blocks, 3)."""
-    n = shape[RUNS] * shape[INNER]
-    blocks = (n + BLOCK - 1) // BLOCK
-    tasks = shape[ROWS] * blocks
-    sweeps = 2 if is_double(x) else 1
-    for c in prange(chunks):
-        i = np.intp(c)
-        for t in range(tasks * i // chunks, tasks * (i + 1) // chunks):
-            xi, at = place(t // blocks, shape, X_ROWS), t % blocks * BLOCK
-            scratch[t, 0], scratch[t, 1] = block_moments(x, xi + at, min(BLOCK, n - at), element(x, xi), sweeps)
-    for r in range(shape[ROWS]):
-        m, m2 = scratch[r * blocks, 0], scratch[r * blocks, 1]
-        for b in range(1, blocks):
-            at = b * BLOCK
-            m, m2 = merge(at, m, m2, min(BLOCK, n - at), scratch[r * blocks + b, 0], scratch[r * blocks + b, 1])
-        scratch[r * blocks, 0], scratch[r * blocks, 1] = m, m2 * (1.0 / n)
-        scratch[r * blocks, 2] = element(x, place(r, shape, X_ROWS))  # in place, it will be gone when others need it
-        if shape[WANTED]:
-            put(mean, r, element(x, place(r, shape, X_ROWS)) + m)
-            put(var, r, m2 * (1.0 / n))
-    for c in prange(chunks):
-        i = np.intp(c)
-        for back in range(tasks * i // chunks, tasks * (i + 1) // chunks):
-            t = tasks * i // chunks + tasks * (i + 1) // chunks - 1 - back  # the last blocks read are still in cache
-            r, at = t // blocks, t % blocks * BLOCK
-            xi, oi = place(r, shape, X_ROWS), place(r, shape, OUT_ROWS)
-            moments = scratch[r * blocks, 2], scratch[r * blocks, 0], scratch[r * blocks, 1]
-            apply_span(x, xi, out, oi, at, min(n, at + BLOCK), weight, bias, r, moments, shape, eps)
-        fence()

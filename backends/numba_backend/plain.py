@@ -13,11 +13,12 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 WIDTH = 16
+STACK = 40 * WIDTH
 
 __all__ = [
-    "address", "cast", "element", "fence", "fma", "is_double", "itemsize", "keep_first", "load", "load_first",
-    "one_by_one", "pick", "prefetch", "put", "root", "splat", "store", "store_first", "stream", "total",
-    "unity",
+    "above", "address", "cast", "element", "fence", "fma", "interleaved", "is_double", "itemsize", "keep_first", "load",
+    "load_first", "one_by_one", "pick", "prefetch", "put", "root", "roots", "splat", "stack", "store", "store_first", "stream",
+    "total", "unity",
 ]  # fmt: skip
 
 _NUMBERS = np.arange(WIDTH)
@@ -86,6 +87,23 @@ def total(lanes: Any) -> Any:
         half = len(lanes) // 2
         lanes = lanes[:half] + lanes[half:]
     return lanes[0]
+
+
+def interleaved(a: Any, b: Any) -> Any:
+    half = WIDTH // 2
+    return np.stack([a[:half] + a[half:], b[:half] + b[half:]], axis=1).reshape(-1)
+
+
+def roots(lanes: Any) -> Any:
+    return np.sqrt(lanes)
+
+
+def above(a: Any, b: Any) -> Any:
+    return (a > b).astype(a.dtype)
+
+
+def stack(compute: Any) -> Any:
+    return np.full(STACK, np.nan, compute)
 
 
 def prefetch(array: Any, index: int) -> None:

@@ -13,10 +13,13 @@ from normkit.problem import Operands, Problem, Rows
 
 from . import kernels, threads
 from .compiling import MAX_NDIM, kernel, parameter_dtype
+from .simd import WIDTH
 
 PARALLEL_BYTES = 1 << 21  # in and out together; two threads win from half of it on, but sleeping ones take 250 us to wake
 STREAM_BYTES = 1 << 24  # outputs of at least this many bytes go past the caches: half of a usual L3
 FETCH_BYTES = 1 << 17  # rows of at most this many bytes are fetched one ahead: two of them fit in L2
+GROUP_BYTES = 1 << 10  # rows of at most this many bytes are taken as a group: 16 of them fit in half of L1
+SPLIT_BYTES = 1 << 21  # rows of at least this many bytes are shared by the threads: more of each stays in L2
 UNUSED = np.zeros((1,) * MAX_NDIM)
 
 
@@ -79,10 +82,10 @@ class RowsCall:
         with threads.sharing as chunks:
             if chunks == 1:
                 kernel("rows_serial", dtype)(*args)
-            elif self.rows >= chunks * 4 or self.n <= kernels.BLOCK or self.problem.statistics == "given":
+            elif not splits(self.problem, self.rows, chunks):
                 threads.launch(kernel("rows_parallel", dtype), chunks, *args, chunks)
             else:
-                scratch = np.empty((self.rows * -(-self.n // kernels.BLOCK), 3))
+                scratch = np.empty((-(-self.n // kernels.BLOCK), 2))
                 threads.launch(kernel("split_parallel", dtype), chunks, *args, chunks, scratch)
 
     def _shape(self, mean: NDArray[Any], operands: Operands) -> NDArray[np.int64]:
@@ -93,7 +96,8 @@ class RowsCall:
         shape[kernels.GIVEN] = mean.size if self.problem.statistics == "given" else 0
         shape[kernels.WANTED] = operands.mean is not None
         shape[kernels.STREAMED] = self.nbytes >= STREAM_BYTES
-        shape[kernels.AHEAD] = self.n if self.n * self.problem.dtype.itemsize <= FETCH_BYTES else 0
+        shape[kernels.GROUP] = group = rows_at_once(self.problem, self.runs, self.inner)
+        shape[kernels.AHEAD] = self.n * max(group, 1) if self.n * self.problem.dtype.itemsize <= FETCH_BYTES else 0
         shape[kernels.X_ROWS + 2] = shape[kernels.OUT_ROWS + 2] = self.n
         return shape
 
@@ -116,3 +120,17 @@ class RowsCall:
         """x is empty: there may still be statistics to write, of no elements each."""
         if operands.mean is not None and self.problem.statistics == "input":
             operands.mean[...] = operands.var[...] = np.nan
+
+
+def splits(problem: Problem, rows: int, threads: int) -> bool:
+    """Whether the threads share each row, rather than the rows: where rows are few, or too long for a cache."""
+    few, long = rows < threads * 4, problem.count * problem.dtype.itemsize >= SPLIT_BYTES
+    return problem.statistics == "input" and problem.count > kernels.BLOCK and (few or long)
+
+
+def rows_at_once(problem: Problem, runs: int, inner: int) -> int:
+    """How many rows a kernel takes as a group; 0 if each is taken by itself."""
+    nbytes = runs * inner * problem.dtype.itemsize
+    if problem.statistics == "given" or min(runs, inner) > 1 or nbytes > GROUP_BYTES:
+        return 0
+    return WIDTH

@@ -14,7 +14,7 @@ from normkit.problem import Operands, Problem
 from . import columns, kernels, layouts, threads, tiles
 from .compiling import kernel
 from .layouts import ColumnsPlan, RowsPlan, flat
-from .rows import FETCH_BYTES, PARALLEL_BYTES, STREAM_BYTES
+from .rows import FETCH_BYTES, PARALLEL_BYTES, STREAM_BYTES, rows_at_once, splits
 from .sets import Sets, rows_shape
 
 PART_BYTES = 1 << 18  # a part of a call is at least so large: some ten times what a call costs
@@ -93,7 +93,8 @@ def _rows(problem: Problem, plan: RowsPlan, operands: Operands, mask: NDArray[An
     shape = rows_shape(sets, sets.number, operands)
     shape[kernels.PERIOD] = 1 if sets.apart else weight.size
     shape[kernels.STREAMED] = nbytes >= STREAM_BYTES
-    shape[kernels.AHEAD] = plan.x[2] if n * problem.dtype.itemsize <= FETCH_BYTES else 0
+    shape[kernels.GROUP] = 0 if mask is not None else rows_at_once(problem, *shape[[kernels.RUNS, kernels.INNER]].tolist())
+    shape[kernels.AHEAD] = plan.x[2] * max(shape[kernels.GROUP], 1) if n * problem.dtype.itemsize <= FETCH_BYTES else 0
     for at, quad in ((kernels.X_ROWS, plan.x), (kernels.OUT_ROWS, plan.out), (kernels.M_ROWS, plan.mask)):
         shape[at : at + 4] = quad
     shape[kernels.M_STEP] = plan.mask_step
@@ -103,10 +104,10 @@ def _rows(problem: Problem, plan: RowsPlan, operands: Operands, mask: NDArray[An
     with threads.sharing as chunks:
         if chunks == 1 or 2 * nbytes < PARALLEL_BYTES:
             kernel(f"{prefix}_serial", dtype)(*args)
-        elif sets.number >= chunks * 4 or n <= kernels.BLOCK or sets.given:
+        elif not splits(problem, sets.number, chunks):
             threads.launch(kernel(f"{prefix}_parallel", dtype), chunks, *args, chunks)
         else:
-            scratch = np.empty((sets.number * -(-n // kernels.BLOCK), 5 if masks else 3))
+            scratch = np.empty((sets.number * -(-n // kernels.BLOCK), 5) if masks else (-(-n // kernels.BLOCK), 2))
             threads.launch(kernel("masked_rows_split" if masks else "split_parallel", dtype), chunks, *args, chunks, scratch)
     sets.keep(operands, mean, var)
 

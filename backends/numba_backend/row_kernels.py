@@ -1,0 +1,235 @@
+"""The kernels for rows: fused, a few rows or one at a time while they are in cache, or split where rows are few."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit, prange
+
+from .kernels import (
+    AHEAD,
+    BLOCK,
+    GIVEN,
+    GROUP,
+    INNER,
+    OUT_ROWS,
+    PERIOD,
+    ROWS,
+    RUNS,
+    STREAMED,
+    WANTED,
+    X_ROWS,
+    apply_lanes,
+    apply_span,
+    block_moments,
+    inline,
+    lane_sums,
+    leads,
+    merge,
+    place,
+    row_moments,
+)
+from .simd import (
+    WIDTH,
+    above,
+    address,
+    cast,
+    element,
+    fence,
+    interleaved,
+    is_double,
+    itemsize,
+    load,
+    pick,
+    put,
+    roots,
+    splat,
+    stack,
+    store,
+    total,
+)
+
+# Fields of `work`, each of WIDTH numbers, one for each row of a group; those from S and Q on are lanes of one row each
+ORIGIN, SHIFT, MEAN, VAR, SCALE, OFFSET = range(0, 6 * WIDTH, WIDTH)
+S, Q, WORK = 6 * WIDTH, 22 * WIDTH, 38 * WIDTH
+
+
+@inline
+def totals(work: Any, at: int) -> Any:
+    """The `total` of each of WIDTH lanes in a row, as lanes."""
+    half = WIDTH // 2
+    while half > 0:
+        for i in range(half):
+            a, b = load(work, at + i * WIDTH, np.float64), load(work, at + (i + half) * WIDTH, np.float64)
+            store(work, at + i * WIDTH, interleaved(a, b))
+        half //= 2
+    return load(work, at, np.float64)
+
+
+@inline
+def group_moments(x: Any, shape: Any, r: int, rows: int, work: Any) -> Any:
+    """(mean - origin, variance) of a few rows from r on, one in each lane, as `row_moments` takes them of one."""
+    n = shape[RUNS] * shape[INNER]
+    share = splat(1.0 / n, np.float64)
+    for i in range(rows):
+        first = element(x, place(r + i, shape, X_ROWS))
+        put(work, ORIGIN + i, first)
+        put(work, SHIFT + i, first)
+    for _ in range(2 if is_double(x) else 1):
+        for i in range(rows):
+            s, q = lane_sums(x, place(r + i, shape, X_ROWS), n, element(work, SHIFT + i))
+            store(work, S + i * WIDTH, s)
+            store(work, Q + i * WIDTH, q)
+        sums, shift = totals(work, S), load(work, SHIFT, np.float64)
+        delta = sums * share
+        m2 = totals(work, Q) - sums * delta
+        mean = (shift - load(work, ORIGIN, np.float64)) + delta
+        store(work, SHIFT, shift + delta)
+    zero = splat(0.0, np.float64)
+    return mean, pick(above(zero, m2), zero, m2) * share
+
+
+@inline
+def group_factors(x: Any, weight: Any, bias: Any, shape: Any, r: int, rows: int, eps: float, work: Any, factors: Any) -> bool:
+    """From the moments in `work`, the factors of y for a few rows, as `factors_of` makes them; whether float32 does for all."""
+    one, zero = splat(1.0, np.float64), splat(0.0, np.float64)
+    mean, var = load(work, MEAN, np.float64), load(work, VAR, np.float64)
+    biased = var + splat(eps, np.float64)
+    scale, offset = pick(biased, one / roots(biased), zero), zero
+    if shape[RUNS] == 1:
+        for i in range(rows):
+            w = (r + i) % shape[PERIOD] if shape[PERIOD] > 1 else 0
+            put(work, SCALE + i, element(weight, w))
+            put(work, OFFSET + i, element(bias, w))
+        scale, offset = scale * load(work, SCALE, np.float64), load(work, OFFSET, np.float64)
+    single = itemsize(x) == 4
+    center, origin = load(work, ORIGIN, np.float64) + mean, load(work, ORIGIN, np.float64)
+    center = pick(above(center * center, var), center, zero)
+    below = scale * splat(1.0 - (2.0**-24 if single else 2.0**-52), np.float64)
+    if single:
+        center = cast(cast(center, np.float32), np.float64)
+        below = cast(cast(below, np.float32), np.float64)
+    store(factors, 0, center)
+    store(factors, WIDTH, below)
+    store(factors, 2 * WIDTH, scale - below)
+    store(factors, 3 * WIDTH, offset - ((origin - center) + mean) * scale)
+    square = scale * scale
+    fits = above(square, splat(1e-58, np.float64)) * above(splat(1e58, np.float64), square)
+    fits = pick(scale, fits, one) * above(splat(1e76, np.float64), var * splat(shape[RUNS] * shape[INNER], np.float64))
+    return not single or total(fits) == WIDTH
+
+
+@inline
+def group(
+    x: Any, out: Any, weight: Any, bias: Any, mean: Any, var: Any, shape: Any, eps: float, r: int, rows: int, work: Any,
+    factors: Any, compute: Any,
+) -> None:  # fmt: skip
+    """A few short rows from r on: what is done once for a row is done for all of them at once."""
+    means, variances = group_moments(x, shape, r, rows, work)
+    store(work, MEAN, means)
+    store(work, VAR, variances)
+    if shape[WANTED]:
+        for i in range(rows):
+            put(mean, r + i, element(work, ORIGIN + i) + element(work, MEAN + i))
+            put(var, r + i, element(work, VAR + i))
+    n, per_element = shape[RUNS] * shape[INNER], shape[RUNS] > 1
+    fits = group_factors(x, weight, bias, shape, r, rows, eps, work, factors)
+    streamed = shape[STREAMED] if address(out) % itemsize(out) == 0 else 0
+    i, step = (rows - 1, -1) if leads(x, place(r, shape, X_ROWS), out, place(r, shape, OUT_ROWS)) else (0, 1)
+    for _ in range(rows):
+        xi, oi = place(r + i, shape, X_ROWS), place(r + i, shape, OUT_ROWS)
+        if fits:
+            lanes = (
+                splat(element(factors, i), compute), splat(element(factors, WIDTH + i), compute),
+                splat(element(factors, 2 * WIDTH + i), compute), splat(element(factors, 3 * WIDTH + i), compute),
+            )  # fmt: skip
+            apply_lanes(x, xi, out, oi, n, weight, bias, 0, per_element, lanes, streamed, shape[AHEAD], compute)
+        else:
+            moments = element(work, ORIGIN + i), element(work, MEAN + i), element(work, VAR + i)
+            apply_span(x, xi, out, oi, 0, n, weight, bias, r + i, moments, shape, eps)
+        i += step
+
+
+@inline
+def grouped(
+    x: Any, out: Any, weight: Any, bias: Any, mean: Any, var: Any, shape: Any, eps: float, first: int, last: int
+) -> None:
+    """Rows that are short, a few at a time."""
+    work = stack(np.float64)
+    for i in range(0, WORK, WIDTH):  # where there are fewer rows than lanes, what is computed in the others must be harmless
+        store(work, i, splat(0.0, np.float64))
+    for r in range(first, last, shape[GROUP]):
+        rows = min(shape[GROUP], last - r)
+        if itemsize(x) == 4:
+            single = stack(np.float32)
+            group(x, out, weight, bias, mean, var, shape, eps, r, rows, work, single, np.float32)
+        else:
+            double = stack(np.float64)
+            group(x, out, weight, bias, mean, var, shape, eps, r, rows, work, double, np.float64)
+
+
+@inline
+def rows(x: Any, out: Any, weight: Any, bias: Any, mean: Any, var: Any, shape: Any, eps: float, first: int, last: int) -> None:
+    """Moments and apply of each row while it is in cache."""
+    n = shape[RUNS] * shape[INNER]
+    if shape[GROUP] > 0:
+        grouped(x, out, weight, bias, mean, var, shape, eps, first, last)
+        return
+    for r in range(first, last):
+        xi, oi = place(r, shape, X_ROWS), place(r, shape, OUT_ROWS)
+        if shape[GIVEN]:
+            moments = element(mean, r % shape[GIVEN]), 0.0, element(var, r % shape[GIVEN])
+        else:
+            moments = row_moments(x, xi, n)
+            if shape[WANTED]:
+                put(mean, r, moments[0] + moments[1])
+                put(var, r, moments[2])
+        for at in range((n - 1) // BLOCK * BLOCK, -1, -BLOCK):  # backwards: what was read last is still in cache
+            apply_span(x, xi, out, oi, at, min(n, at + BLOCK), weight, bias, r, moments, shape, eps)
+
+
+@njit(nogil=True, error_model="numpy", _nrt=False)
+def rows_serial(x: Any, out: Any, weight: Any, bias: Any, mean: Any, var: Any, shape: Any, eps: float) -> None:
+    """All rows on this thread."""
+    rows(x, out, weight, bias, mean, var, shape, eps, 0, shape[ROWS])
+    fence()
+
+
+@njit(nogil=True, parallel=True, error_model="numpy", _nrt=False)
+def rows_parallel(x: Any, out: Any, weight: Any, bias: Any, mean: Any, var: Any, shape: Any, eps: float, chunks: int) -> None:
+    """A chunk of rows on each thread."""
+    for c in prange(chunks):
+        i = np.intp(c)  # prange counts in unsigned integers
+        rows(x, out, weight, bias, mean, var, shape, eps, shape[ROWS] * i // chunks, shape[ROWS] * (i + 1) // chunks)
+        fence()
+
+
+@njit(nogil=True, parallel=True, error_model="numpy", _nrt=False)
+def split_parallel(
+    x: Any, out: Any, weight: Any, bias: Any, mean: Any, var: Any, shape: Any, eps: float, chunks: int, scratch: Any
+) -> None:
+    """Long rows: a chunk of a row's blocks on each thread, for the moments, then for the apply. `scratch` is (blocks, 2)."""
+    n = shape[RUNS] * shape[INNER]
+    blocks = (n + BLOCK - 1) // BLOCK
+    for r in range(shape[ROWS]):
+        xi, oi = place(r, shape, X_ROWS), place(r, shape, OUT_ROWS)
+        origin = element(x, xi)  # in place, it will be gone when others need it
+        for c in prange(chunks):
+            i = np.intp(c)
+            for b in range(blocks * i // chunks, blocks * (i + 1) // chunks):
+                at = b * BLOCK
+                scratch[b, 0], scratch[b, 1] = block_moments(x, xi + at, min(BLOCK, n - at), origin, 2 if is_double(x) else 1)
+        m, m2 = scratch[0, 0], scratch[0, 1]
+        for b in range(1, blocks):
+            m, m2 = merge(b * BLOCK, m, m2, min(BLOCK, n - b * BLOCK), scratch[b, 0], scratch[b, 1])
+        moments = origin, m, m2 * (1.0 / n)
+        if shape[WANTED]:
+            put(mean, r, origin + m)
+            put(var, r, moments[2])
+        for c in prange(chunks):
+            i = np.intp(c)
+            for back in range(blocks * (i + 1) // chunks - 1, blocks * i // chunks - 1, -1):
+                at = back * BLOCK  # backwards: the last blocks read are still in cache
+                apply_span(x, xi, out, oi, at, min(n, at + BLOCK), weight, bias, r, moments, shape, eps)
+            fence()
