@@ -21,6 +21,7 @@ from .simd import (
     keep_first,
     load,
     load_first,
+    one_by_one,
     prefetch,
     root,
     splat,
@@ -128,6 +129,7 @@ def apply_lanes(
         apply_first(x, xi, out, oi, head, weight, bias, w, per_element, factors, compute)
     step, start = (-WIDTH, n - rest - WIDTH) if leads(x, xi, out, oi) else (WIDTH, head)
     for _ in range((n - head) // WIDTH):
+        one_by_one()
         y = affine(load(x, xi + start, compute), factors)
         if per_element:
             y = fma(y, load(weight, w + start, compute), load(bias, w + start, compute))

@@ -41,6 +41,7 @@ from .simd import (
     is_double,
     itemsize,
     load,
+    one_by_one,
     pick,
     put,
     roots,
@@ -61,6 +62,7 @@ def totals(work: Any, at: int) -> Any:
     half = WIDTH // 2
     while half > 0:
         for i in range(half):
+            one_by_one()
             a, b = load(work, at + i * WIDTH, np.float64), load(work, at + (i + half) * WIDTH, np.float64)
             store(work, at + i * WIDTH, interleaved(a, b))
         half //= 2
@@ -73,6 +75,7 @@ def group_moments(x: Any, shape: Any, r: int, rows: int, work: Any) -> Any:
     n = shape[RUNS] * shape[INNER]
     share = splat(1.0 / n, np.float64)
     for i in range(rows):
+        one_by_one()
         first = element(x, place(r + i, shape, X_ROWS))
         put(work, ORIGIN + i, first)
         put(work, SHIFT + i, first)
@@ -99,6 +102,7 @@ def group_factors(x: Any, weight: Any, bias: Any, shape: Any, r: int, rows: int,
     scale, offset = pick(biased, one / roots(biased), zero), zero
     if shape[RUNS] == 1:
         for i in range(rows):
+            one_by_one()
             w = (r + i) % shape[PERIOD] if shape[PERIOD] > 1 else 0
             put(work, SCALE + i, element(weight, w))
             put(work, OFFSET + i, element(bias, w))
@@ -124,69 +128,65 @@ def group_factors(x: Any, weight: Any, bias: Any, shape: Any, r: int, rows: int,
 def group(
     x: Any, out: Any, weight: Any, bias: Any, mean: Any, var: Any, shape: Any, eps: float, r: int, rows: int, work: Any,
     factors: Any, compute: Any,
-) -> None:  # fmt: skip
-    """A few short rows from r on: what is done once for a row is done for all of them at once."""
+) -> bool:  # fmt: skip
+    """A few short rows from r on: what is done once for a row is done for all of them. False if one of them needs float64."""
     means, variances = group_moments(x, shape, r, rows, work)
     store(work, MEAN, means)
     store(work, VAR, variances)
+    if not group_factors(x, weight, bias, shape, r, rows, eps, work, factors):
+        return False
     if shape[WANTED]:
         for i in range(rows):
+            one_by_one()
             put(mean, r + i, element(work, ORIGIN + i) + element(work, MEAN + i))
             put(var, r + i, element(work, VAR + i))
     n, per_element = shape[RUNS] * shape[INNER], shape[RUNS] > 1
-    fits = group_factors(x, weight, bias, shape, r, rows, eps, work, factors)
     streamed = shape[STREAMED] if address(out) % itemsize(out) == 0 else 0
     i, step = (rows - 1, -1) if leads(x, place(r, shape, X_ROWS), out, place(r, shape, OUT_ROWS)) else (0, 1)
     for _ in range(rows):
+        lanes = (
+            splat(element(factors, i), compute), splat(element(factors, WIDTH + i), compute),
+            splat(element(factors, 2 * WIDTH + i), compute), splat(element(factors, 3 * WIDTH + i), compute),
+        )  # fmt: skip
         xi, oi = place(r + i, shape, X_ROWS), place(r + i, shape, OUT_ROWS)
-        if fits:
-            lanes = (
-                splat(element(factors, i), compute), splat(element(factors, WIDTH + i), compute),
-                splat(element(factors, 2 * WIDTH + i), compute), splat(element(factors, 3 * WIDTH + i), compute),
-            )  # fmt: skip
-            apply_lanes(x, xi, out, oi, n, weight, bias, 0, per_element, lanes, streamed, shape[AHEAD], compute)
-        else:
-            moments = element(work, ORIGIN + i), element(work, MEAN + i), element(work, VAR + i)
-            apply_span(x, xi, out, oi, 0, n, weight, bias, r + i, moments, shape, eps)
+        apply_lanes(x, xi, out, oi, n, weight, bias, 0, per_element, lanes, streamed, shape[AHEAD], compute)
         i += step
+    return True
 
 
 @inline
-def grouped(
-    x: Any, out: Any, weight: Any, bias: Any, mean: Any, var: Any, shape: Any, eps: float, first: int, last: int
-) -> None:
-    """Rows that are short, a few at a time."""
-    work = stack(np.float64)
-    for i in range(0, WORK, WIDTH):  # where there are fewer rows than lanes, what is computed in the others must be harmless
-        store(work, i, splat(0.0, np.float64))
-    for r in range(first, last, shape[GROUP]):
-        rows = min(shape[GROUP], last - r)
-        if itemsize(x) == 4:
-            single = stack(np.float32)
-            group(x, out, weight, bias, mean, var, shape, eps, r, rows, work, single, np.float32)
-        else:
-            double = stack(np.float64)
-            group(x, out, weight, bias, mean, var, shape, eps, r, rows, work, double, np.float64)
+def row(x: Any, out: Any, weight: Any, bias: Any, mean: Any, var: Any, shape: Any, eps: float, r: int) -> None:
+    """Moments of row r, and apply while it is in cache."""
+    n = shape[RUNS] * shape[INNER]
+    xi, oi = place(r, shape, X_ROWS), place(r, shape, OUT_ROWS)
+    if shape[GIVEN]:
+        moments = element(mean, r % shape[GIVEN]), 0.0, element(var, r % shape[GIVEN])
+    else:
+        moments = row_moments(x, xi, n)
+        if shape[WANTED]:
+            put(mean, r, moments[0] + moments[1])
+            put(var, r, moments[2])
+    for at in range((n - 1) // BLOCK * BLOCK, -1, -BLOCK):  # backwards: what was read last is still in cache
+        apply_span(x, xi, out, oi, at, min(n, at + BLOCK), weight, bias, r, moments, shape, eps)
 
 
 @inline
 def rows(x: Any, out: Any, weight: Any, bias: Any, mean: Any, var: Any, shape: Any, eps: float, first: int, last: int) -> None:
-    """Moments and apply of each row while it is in cache."""
-    n = shape[RUNS] * shape[INNER]
-    if shape[GROUP] > 0:
-        grouped(x, out, weight, bias, mean, var, shape, eps, first, last)
-        return
-    for r in range(first, last):
-        xi, oi = place(r, shape, X_ROWS), place(r, shape, OUT_ROWS)
-        if shape[GIVEN]:
-            moments = element(mean, r % shape[GIVEN]), 0.0, element(var, r % shape[GIVEN])
-        else:
-            moments = row_moments(x, xi, n)
-            if shape[WANTED]:
-                put(mean, r, moments[0] + moments[1])
-                put(var, r, moments[2])
-        for at in range((n - 1) // BLOCK * BLOCK, -1, -BLOCK):  # backwards: what was read last is still in cache
-            apply_span(x, xi, out, oi, at, min(n, at + BLOCK), weight, bias, r, moments, shape, eps)
+    """Short rows a group at a time, others one by one."""
+    work, single, double = stack(np.float64), stack(np.float32), stack(np.float64)
+    for i in range(0, WORK, WIDTH):  # where a group has fewer rows than lanes, what is computed in the others must be harmless
+        store(work, i, splat(0.0, np.float64))
+    many = max(shape[GROUP], 1)
+    for r in range(first, last, many):
+        k = min(many, last - r)
+        done = False
+        if shape[GROUP] > 0 and itemsize(x) == 4:
+            done = group(x, out, weight, bias, mean, var, shape, eps, r, k, work, single, np.float32)
+        elif shape[GROUP] > 0:
+            done = group(x, out, weight, bias, mean, var, shape, eps, r, k, work, double, np.float64)
+        if not done:
+            for i in range(r, r + k):
+                row(x, out, weight, bias, mean, var, shape, eps, i)
 
 
 @njit(nogil=True, error_model="numpy", _nrt=False)

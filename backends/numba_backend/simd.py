@@ -460,10 +460,11 @@ def itemsize(typingctx: Any, array: Any) -> Any:
 
 @intrinsic
 def one_by_one(typingctx: Any) -> Any:
-    """In a loop: keep LLVM from making vectors of it, which is much code, and so much time, for little."""
+    """In a loop: keep LLVM from making vectors or several copies of it, which is much code, and so much time, for little."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        builder.asm(ir.FunctionType(ir.VoidType(), []), "", "", [], True)
+        call = builder.asm(ir.FunctionType(ir.VoidType(), []), "", "", [], True)
+        call.attributes.add("convergent")
         return context.get_dummy_value()
 
     return types.void(), codegen
