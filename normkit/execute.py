@@ -44,7 +44,7 @@ def execute(call: Call, return_stats: bool, backend: str | None, policy: Fallbac
     if empty is not None:
         y[...] = np.where(empty, instead.astype(y.dtype), y)
     if key is not None and operands.mean is None and operands.out is (y if out is None else out):
-        _keep(key, engine, problem, operands, policy, name)
+        _keep(key, engine, problem, operands, out, policy, name)
     if running is not None and problem.statistics == "input":
         _update(running, operands, problem)
     return (y, *_mean_and_rstd(problem, operands)) if return_stats else y
@@ -67,9 +67,11 @@ def _depth() -> int:
     return depth
 
 
-def _keep(key: Any, engine: Backend, problem: Problem, operands: Operands, policy: FallbackPolicy, name: str | None) -> None:
+def _keep(
+    key: Any, engine: Backend, problem: Problem, operands: Operands, out: Array | None, policy: FallbackPolicy, name: str | None
+) -> None:
     """Keep a plan for calls like this one, if the backend can repeat it, and nothing is to be said each time."""
-    plan = getattr(engine, "replay", lambda problem, operands: None)(problem, operands)
+    plan = getattr(engine, "replay", lambda *_: None)(problem, operands, out)
     if plan is not None and not (policy.on_fallback == "warn" and loud(choose(problem, policy, name))):
         keep(key, plan)
 

@@ -91,9 +91,9 @@ def layer_norm(
     """
     key = None
     if axis is None and mask is None and not return_stats:
-        key, plan = recall(("layer_norm", normalized_shape, eps, backend, policy), x, weight, bias, out)
-        if plan is not None:
-            return plan(x, weight, bias, out)
+        key, y = recall(("layer_norm", normalized_shape, eps, backend, policy), x, weight, bias, out)
+        if y is not None:
+            return y
     call = validation.layer_norm(x, normalized_shape, weight, bias, eps, axis, mask, out)
     return execute(call, return_stats, backend, policy, key)
 
@@ -183,9 +183,9 @@ def instance_norm(
     """
     key = None
     if use_input_stats and running_mean is None and running_var is None and mask is None and not return_stats:
-        key, plan = recall(("instance_norm", momentum, eps, channel_axis, backend, policy), x, weight, bias, out)
-        if plan is not None:
-            return plan(x, weight, bias, out)
+        key, y = recall(("instance_norm", momentum, eps, channel_axis, backend, policy), x, weight, bias, out)
+        if y is not None:
+            return y
     call = validation.instance_norm(
         x, running_mean, running_var, weight, bias, use_input_stats, momentum, eps, channel_axis, mask, out
     )

@@ -94,3 +94,72 @@ def test_the_table_is_bounded(x):
 def test_unhashable_arguments_work(x):
     for _ in range(2):
         assert nk.layer_norm(x, [8]).shape == x.shape
+
+
+def test_more_kinds_of_arrays_than_are_kept(x):
+    """Under one key: each of them is answered right, again and again."""
+    weights = [
+        None,
+        np.arange(8, dtype=np.float32),
+        np.arange(16, dtype=np.float32)[::2],
+        np.arange(8.0),
+        np.arange(8, dtype="f2"),
+    ]
+    weights.append(weights[1].astype(">f4"))
+    for weight in weights * 3:
+        for given in (x, x.astype(np.float64), x[::-1], np.asfortranarray(x)):
+            got = nk.layer_norm(given, (8,), weight, backend="numba")
+            assert got.dtype == given.dtype
+            np.testing.assert_allclose(got, nk.layer_norm(given, (8,), weight, backend="numpy"), rtol=1e-5, atol=1e-6)
+    assert all(len(kept) <= 4 for kept in plans.values())
+
+
+class Shaped:
+    """Something with the shape of an array and nothing else."""
+
+    shape = (4, 8)
+
+
+def test_a_thing_that_only_has_a_shape(x):
+    nk.layer_norm(x)
+    with pytest.raises(nk.InputTypeError):
+        nk.layer_norm(Shaped())
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_what_counts_as_alike(x, compiled, monkeypatch):
+    """The compiled look at arrays and Python's agree."""
+    guard = pytest.importorskip("normkit.backends.numba_backend.guard")
+    monkeypatch.setattr(guard, "readable", lambda readable=guard.readable: compiled and readable())
+    weight = np.ones(8, np.float32)
+    alike, known, _kinds = guard.recognizer(x, weight, None, None)
+    assert alike(x.copy(), weight * 2, None, None, known)
+    lookalike = x.view(type("Sub", (np.ndarray,), {}))
+    for other in (
+        x[:3],
+        x[::-1],
+        x.astype("f8"),
+        x.view("i4"),
+        x.astype(">f4"),
+        x[None],
+        lookalike,
+        None,
+        1,
+        "x",
+        [1],
+        Shaped(),
+    ):
+        assert not alike(other, weight, None, None, known)
+        assert not alike(x, other, None, None, known)
+        assert not alike(x, weight, other if other is not None else x, None, known)
+        assert not alike(x, weight, None, other if other is not None else x, known)
+    whole = np.zeros((6, 8), np.float32)
+    alike, known, _kinds = guard.recognizer(x, weight, None, whole[:4])
+    assert alike(x, weight, None, whole[:4], known)
+    assert alike(x, weight, None, x, known)  # in place
+    assert alike(whole[2:], weight, None, whole[2:], known)
+    assert not alike(whole[2:], weight, None, whole[:4], known)
+    assert not alike(whole[:4], weight, None, whole[1:5], known)
+    assert not alike(x, whole[1], None, whole[:4], known)
+    whole.flags.writeable = False
+    assert not alike(x, weight, None, whole[:4], known)

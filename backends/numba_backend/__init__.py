@@ -33,10 +33,12 @@ class NumbaBackend:
             return RowsCall(problem)
         return partial(strided.run, problem)
 
-    def replay(self, problem: Problem, operands: Operands) -> Callable[..., NDArray[Any]] | None:
+    def replay(
+        self, problem: Problem, operands: Operands, out: NDArray[Any] | None
+    ) -> Callable[..., NDArray[Any] | None] | None:
         """A function of (x, weight, bias, out) that repeats this run on other arrays of the same kind."""
         call = self.prepare(problem)
-        return call.replay(operands) if isinstance(call, RowsCall) else None
+        return call.replay(operands, out) if isinstance(call, RowsCall) else None
 
     def empty_like(self, x: NDArray[Any]) -> NDArray[Any]:
         """An output in native byte order whose axes lie in the order of x's: C order if x repeats its elements."""

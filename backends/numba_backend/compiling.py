@@ -18,14 +18,14 @@ from numba.core.compiler_lock import global_compiler_lock
 
 from normkit import forks
 
-from . import cache, column_kernels, masked_kernels, row_kernels, tile_kernels
+from . import cache, column_kernels, guard_kernels, masked_kernels, row_kernels, tile_kernels
 
 MAX_NDIM = 6
 
-Kernel = Callable[..., None]
+Kernel = Callable[..., Any]
 
 _TYPES: dict[str, Any] = {"float32": types.float32, "float64": types.float64, "float16": types.uint16, "bfloat16": types.int16}
-_MODULES = (row_kernels, column_kernels, masked_kernels, tile_kernels)
+_MODULES = (row_kernels, column_kernels, masked_kernels, tile_kernels, guard_kernels)
 _compiled: dict[tuple[str, str], Kernel] = {}
 _lock = threading.RLock()
 forks.wait_for(_lock)
@@ -125,6 +125,7 @@ def _signature(function: Any, dtype: np.dtype[Any], masked: bool) -> tuple[Any, 
         "origin": types.float64,
         "start": types.intp,
         "stop": types.intp,
+        **dict.fromkeys(guard_kernels.OBJECTS, guard_kernels.OBJECT),
     }
     names = function.__code__.co_varnames[: function.__code__.co_argcount]
     return tuple(by_name[name] for name in names)

@@ -54,6 +54,7 @@ from .simd import (
 # Fields of `work`, each of WIDTH numbers, one for each row of a group; those from S and Q on are lanes of one row each
 ORIGIN, SHIFT, MEAN, VAR, SCALE, OFFSET = range(0, 6 * WIDTH, WIDTH)
 S, Q, WORK = 6 * WIDTH, 22 * WIDTH, 38 * WIDTH
+LEAST = 4  # rows for which it pays to be a group
 
 
 @inline
@@ -174,15 +175,17 @@ def row(x: Any, out: Any, weight: Any, bias: Any, mean: Any, var: Any, shape: An
 def rows(x: Any, out: Any, weight: Any, bias: Any, mean: Any, var: Any, shape: Any, eps: float, first: int, last: int) -> None:
     """Short rows a group at a time, others one by one."""
     work, single, double = stack(np.float64), stack(np.float32), stack(np.float64)
-    for i in range(0, WORK, WIDTH):  # where a group has fewer rows than lanes, what is computed in the others must be harmless
-        store(work, i, splat(0.0, np.float64))
     many = max(shape[GROUP], 1)
+    if LEAST <= last - first < many:  # what is computed in lanes without a row must be harmless
+        for i in range(0, WORK, WIDTH):
+            one_by_one()
+            store(work, i, splat(0.0, np.float64))
     for r in range(first, last, many):
         k = min(many, last - r)
         done = False
-        if shape[GROUP] > 0 and itemsize(x) == 4:
+        if k >= LEAST and itemsize(x) == 4:
             done = group(x, out, weight, bias, mean, var, shape, eps, r, k, work, single, np.float32)
-        elif shape[GROUP] > 0:
+        elif k >= LEAST:
             done = group(x, out, weight, bias, mean, var, shape, eps, r, k, work, double, np.float64)
         if not done:
             for i in range(r, r + k):
@@ -193,7 +196,8 @@ def rows(x: Any, out: Any, weight: Any, bias: Any, mean: Any, var: Any, shape: A
 def rows_serial(x: Any, out: Any, weight: Any, bias: Any, mean: Any, var: Any, shape: Any, eps: float) -> None:
     """All rows on this thread."""
     rows(x, out, weight, bias, mean, var, shape, eps, 0, shape[ROWS])
-    fence()
+    if shape[STREAMED]:
+        fence()
 
 
 @njit(nogil=True, parallel=True, error_model="numpy", _nrt=False)

@@ -13,6 +13,7 @@ from normkit.problem import Operands, Problem, Rows
 
 from . import kernels, threads
 from .compiling import MAX_NDIM, kernel, parameter_dtype
+from .guard import recognizer
 from .simd import WIDTH
 
 PARALLEL_BYTES = 1 << 21  # in and out together; two threads win from half of it on, but sleeping ones take 250 us to wake
@@ -35,6 +36,7 @@ class RowsCall:
         self.n = self.runs * self.inner
         self.nbytes = self.rows * self.n * problem.dtype.itemsize
         self.parallel = 2 * self.nbytes >= PARALLEL_BYTES
+        self.splits = splitting(problem)
 
     def __call__(self, operands: Operands) -> None:
         x, out = operands.x, operands.out
@@ -52,20 +54,23 @@ class RowsCall:
         mean, var = self._statistics(operands)
         self._launch(x, out, weight, bias, mean, var, self._shape(mean, operands), self.problem.eps)
 
-    def replay(self, operands: Operands) -> Callable[..., NDArray[Any]] | None:
-        """A function of (x, weight, bias, out) that repeats a run without statistics; None if an array needs a conversion."""
+    def replay(self, operands: Operands, given_out: NDArray[Any] | None) -> Callable[..., NDArray[Any] | None] | None:
+        """What repeats a run without statistics, see `normkit.plans`; None if an array needs a conversion."""
         x, out = operands.x, operands.out
         given = [p for p in (operands.weight, operands.bias) if p is not None]
         if self.nbytes == 0 or x.ndim > MAX_NDIM or not out.flags.c_contiguous or not out.dtype.isnative:
             return None
         if any(p.dtype != self.parameter or not p.flags.c_contiguous or p.ndim > MAX_NDIM for p in given):
             return None
+        alike, known, kinds = recognizer(x, operands.weight, operands.bias, given_out)
         run = self._launch if self.parallel else kernel("rows_serial", x.dtype)
         empty = np.empty if self.nbytes < pool.SMALLEST else pool.empty
         size, dtype, shape, eps = x.shape, x.dtype, self._shape(UNUSED, operands), self.problem.eps
         ones, zeros = self._parameter(None, 1), self._parameter(None, 0)
 
-        def again(x: Any, weight: Any, bias: Any, out: Any) -> Any:
+        def again(x: Any, weight: Any, bias: Any, out: Any, kinds: Any = kinds) -> Any:
+            if not alike(x, weight, bias, out, known):
+                return None
             if out is None:
                 out = empty(size, dtype)
             run(x, out, ones if weight is None else weight, zeros if bias is None else bias, UNUSED, UNUSED, shape, eps)
@@ -82,7 +87,7 @@ class RowsCall:
         with threads.sharing as chunks:
             if chunks == 1:
                 kernel("rows_serial", dtype)(*args)
-            elif not splits(self.problem, self.rows, chunks):
+            elif not self.splits(self.rows, chunks):
                 threads.launch(kernel("rows_parallel", dtype), chunks, *args, chunks)
             else:
                 scratch = np.empty((-(-self.n // kernels.BLOCK), 2))
@@ -122,10 +127,12 @@ class RowsCall:
             operands.mean[...] = operands.var[...] = np.nan
 
 
-def splits(problem: Problem, rows: int, threads: int) -> bool:
-    """Whether the threads share each row, rather than the rows: where rows are few, or too long for a cache."""
-    few, long = rows < threads * 4, problem.count * problem.dtype.itemsize >= SPLIT_BYTES
-    return problem.statistics == "input" and problem.count > kernels.BLOCK and (few or long)
+def splitting(problem: Problem) -> Callable[[int, int], bool]:
+    """Whether so many threads share each of so many rows, rather than the rows: where they are few, or too long for a cache."""
+    if problem.statistics == "given" or problem.count <= kernels.BLOCK:
+        return lambda rows, threads: False
+    long = problem.count * problem.dtype.itemsize >= SPLIT_BYTES
+    return lambda rows, threads: long or rows < threads * 4
 
 
 def rows_at_once(problem: Problem, runs: int, inner: int) -> int:

@@ -14,7 +14,7 @@ from normkit.problem import Operands, Problem
 from . import columns, kernels, layouts, threads, tiles
 from .compiling import kernel
 from .layouts import ColumnsPlan, RowsPlan, flat
-from .rows import FETCH_BYTES, PARALLEL_BYTES, STREAM_BYTES, rows_at_once, splits
+from .rows import FETCH_BYTES, PARALLEL_BYTES, STREAM_BYTES, rows_at_once, splitting
 from .sets import Sets, rows_shape
 
 PART_BYTES = 1 << 18  # a part of a call is at least so large: some ten times what a call costs
@@ -104,7 +104,7 @@ def _rows(problem: Problem, plan: RowsPlan, operands: Operands, mask: NDArray[An
     with threads.sharing as chunks:
         if chunks == 1 or 2 * nbytes < PARALLEL_BYTES:
             kernel(f"{prefix}_serial", dtype)(*args)
-        elif not splits(problem, sets.number, chunks):
+        elif not splitting(problem)(sets.number, chunks):
             threads.launch(kernel(f"{prefix}_parallel", dtype), chunks, *args, chunks)
         else:
             scratch = np.empty((sets.number * -(-n // kernels.BLOCK), 5) if masks else (-(-n // kernels.BLOCK), 2))

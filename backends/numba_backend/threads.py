@@ -40,13 +40,15 @@ class _Sharing:
         self._running: list[int] = []
 
     def __enter__(self) -> int:
-        self.__exit__()
-        self._running.append(threading.get_ident())
+        me = threading.get_ident()
+        if me not in self._running:
+            self._running.append(me)
         return available() if len(self._running) == 1 and _may_launch() else 1
 
     def __exit__(self, *_: object) -> None:
-        if threading.get_ident() in self._running:
-            self._running.remove(threading.get_ident())
+        me = threading.get_ident()
+        if me in self._running:
+            self._running.remove(me)
 
 
 sharing = _Sharing()

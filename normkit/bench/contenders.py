@@ -67,10 +67,14 @@ def normkit_call(case: Case, inputs: Inputs, extra: Mapping[str, Any]) -> Callab
     if case.op == "instance_norm":
         if case.channel_axis != 1:
             extra = {**extra, "channel_axis": case.channel_axis}
+        if not extra:
+            return lambda: nk.instance_norm(x, weight=weight, bias=bias)
         return lambda: nk.instance_norm(x, weight=weight, bias=bias, **extra)
     if case.axis != -1:
         return lambda: nk.layer_norm(x, axis=case.axis, weight=weight, bias=bias, **extra)
     features = (case.shape[-1],)
+    if not extra:  # for two stars, Python makes dictionaries
+        return lambda: nk.layer_norm(x, features, weight, bias)
     return lambda: nk.layer_norm(x, features, weight, bias, **extra)
 
 

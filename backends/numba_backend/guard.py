@@ -1,0 +1,88 @@
+"""Recognizes a call like an earlier one: whether its arrays are of the kinds that a plan was made for.
+
+A kind is a type, dtype, sizes and strides. To look these up takes Python longer than a small call should last, so compiled
+code reads them where NumPy's C API has them, once a look at an array has shown that they are there. Elsewhere, as without the
+GIL, Python compares.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Callable
+from functools import lru_cache
+from math import prod
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba.core import config
+
+from .compiling import kernel
+from .guard_kernels import DATA, DTYPE, FLAGS, MOST_AXES, NDIM, SHAPE, STRIDES, TYPE
+
+
+class Kind(NamedTuple):
+    """What a plan expects of one of its arrays; of None, its type alone."""
+
+    type: type
+    dtype: np.dtype[Any] | None
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+def kind(a: Any) -> Kind:
+    """The kind of an array, or of None."""
+    return Kind(type(a), None, (), ()) if a is None else Kind(type(a), a.dtype, a.shape, a.strides)
+
+
+def recognizer(x: Any, weight: Any, bias: Any, out: Any) -> tuple[Callable[..., bool], Any, tuple[Kind, ...]]:
+    """(alike, known, kinds): whether arrays are like these, and out may be written as it is, is `alike(*arrays, known)`.
+
+    `kinds` must live as long as `known`, which holds the addresses of their dtypes.
+    """
+    kinds = tuple(kind(a) for a in (x, weight, bias, out))
+    if not readable() or any(len(k.shape) > MOST_AXES for k in kinds):
+        return _alike, kinds, kinds
+    return kernel("alike", np.dtype(np.float32)), np.array([_words(k) for k in kinds], np.int64), kinds
+
+
+def _words(k: Kind) -> list[int]:
+    """A kind as compiled code reads it."""
+    pad = (0,) * (MOST_AXES - len(k.shape))
+    if k.dtype is None:
+        return [id(k.type), 0, 0, 0, *pad, *pad]
+    return [id(k.type), id(k.dtype), len(k.shape), prod(k.shape) * k.dtype.itemsize, *k.shape, *pad, *k.strides, *pad]
+
+
+def _alike(x: Any, weight: Any, bias: Any, out: Any, kinds: tuple[Kind, ...]) -> bool:
+    """As the compiled `alike`."""
+    given = (x, weight, bias, out)
+    if any(type(a) is not k.type or kind(a) != k for a, k in zip(given, kinds, strict=True)):
+        return False
+    if out is None:
+        return True
+    in_place = out.ctypes.data == x.ctypes.data
+    others = [a for a in (None if in_place else x, weight, bias) if a is not None]
+    return bool(out.flags.writeable) and not any(np.may_share_memory(out, a) for a in others)
+
+
+@lru_cache(maxsize=1)
+def readable() -> bool:
+    """Whether arrays are laid out as compiled code will read them."""
+    if config.DISABLE_JIT or sys.implementation.name != "cpython" or not getattr(sys, "_is_gil_enabled", lambda: True)():
+        return False
+    if object.__basicsize__ != DATA or np.ndarray.__basicsize__ < FLAGS + 8:
+        return False
+
+    def at(address: int, words: int) -> list[int]:
+        return list((ctypes.c_int64 * words).from_address(address))
+
+    a = np.zeros((3, 4, 5), np.float64)[:, ::-2]
+    fields = at(id(a), FLAGS // 8 + 1)
+    return (
+        [fields[TYPE // 8], fields[DATA // 8], fields[NDIM // 8] & 0xFFFFFFFF] == [id(np.ndarray), a.ctypes.data, 3]
+        and at(fields[SHAPE // 8], 3) == list(a.shape)
+        and at(fields[STRIDES // 8], 3) == list(a.strides)
+        and fields[DTYPE // 8] == id(a.dtype)
+        and fields[FLAGS // 8] & 0xFFFFFFFF == a.flags.num
+    )

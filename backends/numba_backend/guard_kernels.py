@@ -1,0 +1,101 @@
+"""The compiled look at a call's arrays: are they of the kinds that a plan was made for?
+
+Objects are taken as addresses, and read where NumPy's C API has an array's fields. `guard` sees to it that they are there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import njit
+from numba.core import types
+from numba.core.datamodel.models import OpaqueModel
+from numba.extending import NativeValue, intrinsic, register_model, unbox
+
+MOST_AXES = 6
+
+# Where a Python object has its type, and an array what is its own (PyArrayObject_fields of NumPy's C API)
+TYPE, DATA, NDIM, SHAPE, STRIDES, DTYPE, FLAGS = 8, 16, 24, 32, 40, 56, 64
+WRITEABLE = 0x400
+# What a kind says: addresses of type and dtype (0 of no array), axes, bytes; then sizes and strides
+K_TYPE, K_DTYPE, K_NDIM, K_NBYTES, K_SHAPE, K_STRIDES = 0, 8, 16, 24, 32, 32 + 8 * MOST_AXES
+K_WORDS = 4 + 2 * MOST_AXES
+
+
+class Object(types.Opaque):
+    """The Numba type of a Python object that stays as it is."""
+
+
+register_model(Object)(OpaqueModel)
+OBJECT = Object("Object")
+OBJECTS = "x_object", "weight_object", "bias_object", "out_object", "known"
+
+
+@unbox(Object)
+def _as_it_is(typ: Any, obj: Any, c: Any) -> NativeValue:
+    return NativeValue(obj)
+
+
+@intrinsic
+def place_of(typingctx: Any, thing: Any) -> Any:
+    """Where a Python object is."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.ptrtoint(args[0], ir.IntType(64))
+
+    return types.int64(thing), codegen
+
+
+@intrinsic
+def word(typingctx: Any, place: Any) -> Any:
+    """The 8 bytes there, as an integer."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.load(builder.inttoptr(args[0], ir.IntType(64).as_pointer()))
+
+    return types.int64(types.int64), codegen
+
+
+short = njit(forceinline=True, error_model="numpy", _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+
+
+@short
+def is_of(a: int, k: int) -> bool:
+    """Whether the object at a is of the kind at k."""
+    if word(a + TYPE) != word(k):
+        return False
+    if word(k + K_DTYPE) == 0:
+        return True
+    if word(a + DTYPE) != word(k + K_DTYPE) or word(a + NDIM) & 0xFFFFFFFF != word(k + K_NDIM):
+        return False
+    shape, strides = word(a + SHAPE), word(a + STRIDES)
+    for i in range(0, 8 * word(k + K_NDIM), 8):
+        if word(shape + i) != word(k + K_SHAPE + i) or word(strides + i) != word(k + K_STRIDES + i):
+            return False
+    return True
+
+
+@short
+def apart(a: int, k: int, out: int, k_out: int) -> bool:
+    """Whether the contiguous arrays at a and out have no byte in common; an a of None has none."""
+    if word(k + K_DTYPE) == 0:
+        return True
+    start, out_start = word(a + DATA), word(out + DATA)
+    return start + word(k + K_NBYTES) <= out_start or out_start + word(k_out + K_NBYTES) <= start
+
+
+@njit(error_model="numpy", _nrt=False)  # holds the GIL, so that nobody changes what is read
+def alike(x_object: Any, weight_object: Any, bias_object: Any, out_object: Any, known: Any) -> bool:
+    """Whether x, weight, bias and out are of the kinds known, and out may be written: in place of x, or apart from all."""
+    x, weight, bias, out = place_of(x_object), place_of(weight_object), place_of(bias_object), place_of(out_object)
+    k = word(place_of(known) + DATA)
+    k_weight, k_bias, k_out = k + 8 * K_WORDS, k + 16 * K_WORDS, k + 24 * K_WORDS
+    if not (is_of(x, k) and is_of(weight, k_weight) and is_of(bias, k_bias) and is_of(out, k_out)):
+        return False
+    if word(k_out + K_DTYPE) == 0:
+        return True
+    if word(out + FLAGS) & WRITEABLE == 0:
+        return False
+    in_place = word(x + DATA) == word(out + DATA)
+    return (in_place or apart(x, k, out, k_out)) and apart(weight, k_weight, out, k_out) and apart(bias, k_bias, out, k_out)
