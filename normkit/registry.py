@@ -228,7 +228,7 @@ def _load(name: str, imported: Callable[[], Any], install: str) -> Backend | Mis
         if name in BUILT_IN and error.name == name:
             return Missing(str(error), quiet=False)  # a backend's own words about this machine
         return Missing(f"its import failed: {type(error).__name__}: {error} ({install})", quiet=False)
-    except Exception as error:  # noqa: BLE001 - a stranger's import may raise anything, and must not take the others down
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - a stranger's import must not take the others down with it
         return Missing(f"its import failed: {type(error).__name__}: {error} ({install})", quiet=False)
     if not isinstance(backend, Backend) or backend.name != name:
         wanted = ", ".join(_PROTOCOL)

@@ -127,6 +127,7 @@ def test_what_is_not_installed_says_what_to_type(monkeypatch, tmp_path):
         ("def", "SyntaxError"),
         ("", "AttributeError"),
         ("def load():\n    raise OSError('no driver')", "OSError: no driver"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
         ("def load():\n    return 3", "gave 3, expected a backend named 'odd' with name, family, why_not"),
         ("def load():\n    return None", "gave None"),
     ],
