@@ -42,7 +42,8 @@ def execute(call: Call, return_stats: bool, backend: str | None, policy: Fallbac
     out = operands.out
     y = _run(engine, problem, operands, wants_stats=return_stats or running is not None)
     if empty is not None:
-        y[...] = np.where(empty, instead.astype(y.dtype), y)
+        with np.errstate(all="ignore"):  # a bias may be wider than y
+            y[...] = np.where(empty, instead.astype(y.dtype), y)
     if key is not None and operands.mean is None and operands.out is (y if out is None else out):
         _keep(key, engine, problem, operands, policy, name)
     if running is not None and problem.statistics == "input":
