@@ -44,6 +44,8 @@ def workers():
 
 SIXTEEN = """
 import numba
+from normkit.backends.numba_backend import threads
+threads.layer()  # finds a tbb from pip for Numba, which the next line launches
 before = numba.get_num_threads()
 def work(seed):
     own = numba.get_num_threads()
@@ -53,7 +55,6 @@ def work(seed):
             assert numba.get_num_threads() == own
 together([lambda seed=seed: work(seed) for seed in range(16)])
 check_all()
-from normkit.backends.numba_backend import threads
 assert workers() <= threads.TEAMS * (nk.get_num_threads() - 1), workers()
 assert numba.get_num_threads() == before
 print(threads.layer(), threads.available())

@@ -133,8 +133,8 @@ INTERRUPTED = (
     + """
 def interrupted(work, seconds):
     timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
     try:
+        timer.start()  # after 0 seconds the signal may come before this returns
         work()
         timer.join()
         time.sleep(0.01)
