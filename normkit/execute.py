@@ -141,7 +141,7 @@ def _instead(call: Call, empty: Array, policy: FallbackPolicy, name: str | None)
         return _answered_by(answer, problem, replace(operands, out=None), return_stats=False)
     if answer == "bias":
         if operands.bias is None:
-            return np.zeros((), like=operands.x)
+            return _zeros((), operands.x)
         return operands.bias.reshape(problem.affine_shape).copy()  # out may lie over it
     other, arrays, running = _resolved(answer, Call(problem, replace(operands, out=None), running), text)
     if other.statistics == "given" and arrays.mean is None:
@@ -159,7 +159,7 @@ def _resolved(answer: str, call: Call, text: Callable[[Problem], str]) -> Call:
         case "bias":
             return Call(problem, operands)  # the variance of one element is unknown: nothing to add to running statistics
         case "identity":
-            operands.mean = np.zeros(problem.stats_shape, like=operands.x)  # like: of x's family
+            operands.mean = _zeros(problem.stats_shape, operands.x)
             operands.var = operands.mean + 1
             return Call(replace(problem, statistics="given", eps=0.0), operands)
         case "layer_norm" if problem.op == "instance_norm":
@@ -177,6 +177,11 @@ def _resolved(answer: str, call: Call, text: Callable[[Problem], str]) -> Call:
         case _:
             why = f"{answer!r} is an answer for instance_norm, and has no meaning for {problem.op}"
     raise DegenerateShapeError(f"{text(problem)}\n  The policy's single_element={answer!r} cannot help: {why}.")
+
+
+def _zeros(shape: tuple[int, ...], x: Array) -> Array:
+    """Of x's family, if NumPy can ask for it; else no backend will take x, and that is what will be said."""
+    return np.zeros(shape, like=x if hasattr(x, "__array_function__") else None)
 
 
 def _answered_by(answer: Any, problem: Problem, operands: Operands, return_stats: bool) -> Any:
