@@ -42,7 +42,8 @@ def execute(call: Call, return_stats: bool, backend: str | None, policy: Fallbac
     out = operands.out
     y = _run(engine, problem, operands, wants_stats=return_stats or running is not None)
     if empty is not None:
-        y[...] = np.where(empty, instead.astype(y.dtype), y)
+        with np.errstate(all="ignore"):  # a bias may be wider than y
+            y[...] = np.where(empty, instead.astype(y.dtype), y)
     if key is not None and operands.mean is None and operands.out is (y if out is None else out):
         _keep(key, engine, problem, operands, out, policy, name)
     if running is not None and problem.statistics == "input":
@@ -142,7 +143,7 @@ def _instead(call: Call, empty: Array, policy: FallbackPolicy, name: str | None)
         return _answered_by(answer, problem, replace(operands, out=None), return_stats=False)
     if answer == "bias":
         if operands.bias is None:
-            return np.zeros((), like=operands.x)
+            return _zeros((), operands.x)
         return operands.bias.reshape(problem.affine_shape).copy()  # out may lie over it
     other, arrays, running = _resolved(answer, Call(problem, replace(operands, out=None), running), text)
     if other.statistics == "given" and arrays.mean is None:
@@ -160,7 +161,7 @@ def _resolved(answer: str, call: Call, text: Callable[[Problem], str]) -> Call:
         case "bias":
             return Call(problem, operands)  # the variance of one element is unknown: nothing to add to running statistics
         case "identity":
-            operands.mean = np.zeros(problem.stats_shape, like=operands.x)  # like: of x's family
+            operands.mean = _zeros(problem.stats_shape, operands.x)
             operands.var = operands.mean + 1
             return Call(replace(problem, statistics="given", eps=0.0), operands)
         case "layer_norm" if problem.op == "instance_norm":
@@ -178,6 +179,11 @@ def _resolved(answer: str, call: Call, text: Callable[[Problem], str]) -> Call:
         case _:
             why = f"{answer!r} is an answer for instance_norm, and has no meaning for {problem.op}"
     raise DegenerateShapeError(f"{text(problem)}\n  The policy's single_element={answer!r} cannot help: {why}.")
+
+
+def _zeros(shape: tuple[int, ...], x: Array) -> Array:
+    """Of x's family, if NumPy can ask for it; else no backend will take x, and that is what will be said."""
+    return np.zeros(shape, like=x if hasattr(x, "__array_function__") else None)
 
 
 def _answered_by(answer: Any, problem: Problem, operands: Operands, return_stats: bool) -> Any:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from normkit import forks
 from normkit.errors import InputTypeError, InputValueError, NoBackendError, UnknownBackendError
+from normkit.interrupts import undisturbed
 from normkit.plans import plans
 from normkit.problem import Backend
 
@@ -118,6 +119,12 @@ def find(name: str) -> Backend | Missing:
     found = _found.get(name) or _registered.get(name)
     if found is not None:
         return found
+    if name in BUILT_IN and not _lock._is_owned():  # type: ignore[attr-defined]  # else a stranger's import has called us
+        return undisturbed(lambda: _looked_up(name))
+    return _looked_up(name)
+
+
+def _looked_up(name: str) -> Backend | Missing:
     with _lock:
         if name in _found:
             return _found[name]
@@ -228,7 +235,7 @@ def _load(name: str, imported: Callable[[], Any], install: str) -> Backend | Mis
         if name in BUILT_IN and error.name == name:
             return Missing(str(error), quiet=False)  # a backend's own words about this machine
         return Missing(f"its import failed: {type(error).__name__}: {error} ({install})", quiet=False)
-    except Exception as error:  # noqa: BLE001 - a stranger's import may raise anything, and must not take the others down
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - a stranger's import must not take the others down with it
         return Missing(f"its import failed: {type(error).__name__}: {error} ({install})", quiet=False)
     if not isinstance(backend, Backend) or backend.name != name:
         wanted = ", ".join(_PROTOCOL)

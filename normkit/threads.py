@@ -75,19 +75,24 @@ def _variable(name: str) -> int | None:
 
 def _cgroup_quota() -> int | None:
     """Whole cores that the CPU quotas of this process's control groups grant (cgroup v2, else v1); None without a quota."""
-    quotas = [_cores(*_words(f"/sys/fs/cgroup{group}/cpu.max", 2)) for group in _control_groups()]
-    v1 = "/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us"
-    quotas = [q for q in quotas if q is not None] or [_cores(*(_words(path, 1)[0] for path in v1))]
-    return min((q for q in quotas if q is not None), default=None)
+    v2 = [_cores(*_words(f"/sys/fs/cgroup{group}/cpu.max", 2)) for group in _control_groups("")]
+    files = "cpu.cfs_quota_us", "cpu.cfs_period_us"
+    v1 = [_cores(*(_words(f"/sys/fs/cgroup/cpu{group}/{file}", 1)[0] for file in files)) for group in _control_groups("cpu")]
+    quotas = [q for q in v2 if q is not None] or [q for q in v1 if q is not None]
+    return min(quotas, default=None)
 
 
-def _control_groups() -> list[str]:
-    """The control group of this process and all around it, as far as they are to be seen: the last is the outermost."""
+def _control_groups(controller: str) -> list[str]:
+    """The control group of this process and all around it, as far as they are to be seen: the last is the outermost.
+
+    cgroup v1 has a group for each controller; v2 has one for all, without a name.
+    """
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:
         lines = []
-    group = next((line[3:].rstrip("/") for line in lines if line.startswith("0::/")), "")
+    groups = [line.split(":", 2) for line in lines if line.count(":") > 1]
+    group = next((path for _, controllers, path in groups if controller in controllers.split(",")), "")
     parts = [part for part in group.split("/") if part not in ("", "..")]
     return ["".join(f"/{part}" for part in parts[:n]) for n in range(len(parts), -1, -1)]
 

@@ -3,6 +3,7 @@
 CHECK = """
 import os, signal, sys, threading, time, warnings
 import numpy as np, normkit as nk
+np.random  # NumPy imports it on first use; a fork amid that would hang the child, with or without normkit
 
 # op, shape: small; several rows on all threads; one row split over all threads; channels of an image
 CALLS = [("layer_norm", (4, 64)), ("layer_norm", (2048, 256)), ("layer_norm", (1, 1 << 18)), ("instance_norm", (2, 9, 160, 99))]

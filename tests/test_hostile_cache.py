@@ -41,8 +41,8 @@ def work(dtype="float32", shapes=((5, 64), (4096, 64), (1, 1 << 18))):
     return digest.hexdigest()
 
 def compiled():
-    from normkit.backends.numba_backend import kernels
-    return sum(len(getattr(k, "overloads", ())) for k in vars(kernels).values())
+    from normkit.backends.numba_backend.compiling import _MODULES
+    return sum(len(getattr(k, "overloads", ())) for module in _MODULES for k in vars(module).values())
 """
 REPORT = WORK + "print(work(), compiled())"
 SERIAL = WORK + "print(work(shapes=[(5, 64)]), compiled())"
@@ -77,9 +77,9 @@ def files(place):
 
 def serial():
     """Name and signature of the kernel that small calls use."""
-    from normkit.backends.numba_backend import kernels
+    from normkit.backends.numba_backend import row_kernels
 
-    function = kernels.rows_serial.py_func
+    function = row_kernels.rows_serial.py_func
     return "rows_serial", compiling._signature(function, np.dtype("float32"), masked=False)
 
 
@@ -242,6 +242,18 @@ def test_a_damaged_cache_heals(filled, script):
     assert script(SERIAL).split() == [bits, "0"]
 
 
+@pytest.mark.hostile
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_process_that_meets_damage(full, filled, script, damage):
+    """All files at once, in a process that could be killed by what it reads: the right bits, and no warning."""
+    contents = [path.read_bytes() for path in files(filled)]
+    for path, content, other in zip(files(filled), contents, contents[1:] + contents[:1], strict=True):
+        path.write_bytes(DAMAGE[damage](content, other))
+    bits, compiled = script(REPORT).split()
+    assert bits == full[1]
+    assert int(compiled) > 0
+
+
 # --- places that others can write to
 
 
@@ -301,6 +313,12 @@ def test_nothing_is_read_from_where_others_can_write(filled, monkeypatch, spoil)
     assert cache.load(*serial()) is None  # and no second warning, which would be an error
 
 
+@pytest.mark.skipif(os.name != "posix", reason="POSIX permissions")
+def test_a_process_whose_cache_others_can_write_to(filled, script):
+    spoil_directory_mode(filled)
+    assert "others can write to" in script(WARNED_ONCE)
+
+
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root can give files away")
 @pytest.mark.parametrize("which", ["directory", "file", "parent"])
 def test_nothing_is_read_that_belongs_to_another_user(filled, monkeypatch, which):
@@ -334,6 +352,20 @@ print(caught[0].message)
 @pytest.mark.parametrize("environment", [{"NORMKIT_CACHE_DIR": "/dev/null/kernels"}])
 def test_no_place_to_write_is_one_warning(script, environment):
     assert "cannot be" in script(WARNED_ONCE, **environment)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX users")
+def test_a_process_without_a_home(script):
+    """As in a container with a user that it does not know."""
+    homeless = """
+import os, pwd
+for name in ("HOME", "XDG_CACHE_HOME", "NORMKIT_CACHE_DIR"):
+    os.environ.pop(name, None)
+def getpwuid(uid):
+    raise KeyError(uid)
+pwd.getpwuid = getpwuid
+"""
+    assert "no home folder" in script(homeless + WARNED_ONCE)
 
 
 def test_no_home_is_one_warning(monkeypatch):

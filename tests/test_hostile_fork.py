@@ -135,6 +135,77 @@ print("done")
     assert script(FORK + code, timeout=600) == "done"
 
 
+def test_a_fork_does_not_keep_an_import_from_logging(script):
+    """The fork waits for the import; it must not hold meanwhile what the import needs."""
+    code = """
+import logging
+from normkit import registry
+begun = threading.Event()
+def importing():
+    with registry._lock:
+        begun.set()
+        time.sleep(0.3)  # the fork waits by now
+        logging.getLogger("somebody new")
+thread = threading.Thread(target=importing, daemon=True)
+thread.start()
+begun.wait()
+wait(child(lambda: check("layer_norm", (4, 64), backend="numpy")))
+print("done")
+"""
+    assert script(FORK + code) == "done"
+
+
+@pytest.mark.hostile
+@pytest.mark.parametrize("seconds", [0, 0.03, 0.06, 0.1, 0.13, 0.16, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7])
+def test_a_fork_at_any_moment_of_the_import(script, seconds):
+    assert script(FORK + COMPILING + f"fork_after({seconds}); print('done')") == "done"
+
+
+def test_forks_on_two_threads_at_once(script):
+    """Who lets go of the locks must not let go of them for the other, who takes them at that moment."""
+    code = """
+from normkit import forks
+
+class Slow:
+    def __init__(self):
+        self.lock = threading.RLock()
+    def acquire(self, **options):
+        time.sleep(0.05)
+        return self.lock.acquire(**options)
+    def release(self):
+        self.lock.release()
+        time.sleep(0.02)  # the other thread has it now, and waits for the next
+
+forks._locks[:0] = Slow(), Slow()
+failures, sys.unraisablehook = [], lambda failure: failures.append(failure.exc_value)
+def work():
+    for _ in range(10):
+        wait(child(lambda: check("layer_norm", (4, 64), backend="numpy")))
+threads = [threading.Thread(target=work) for _ in range(2)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+assert not failures, failures
+assert all(lock.acquire(timeout=1) for lock in forks._locks)
+print("done")
+"""
+    assert script(FORK + code) == "done"
+
+
+@pytest.mark.hostile
+def test_forks_on_four_threads_while_another_compiles(script):
+    code = """
+sys.setswitchinterval(1e-5)
+def work(seed):
+    for _ in range(25):
+        wait(child(lambda: check("layer_norm", (4, 64), seed=seed)))
+threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)] + [threading.Thread(target=check_all)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print("done")
+"""
+    assert script(FORK + code, timeout=600) == "done"
+
+
 def test_workers_of_a_torch_data_loader(script):
     pytest.importorskip("torch")
     code = """

@@ -3,6 +3,7 @@
 The rule: a call has more than one thread only while no other large call runs in this process.
 """
 
+import os
 import sys
 import sysconfig
 from importlib.util import find_spec
@@ -43,6 +44,8 @@ def workers():
 
 SIXTEEN = """
 import numba
+from normkit.backends.numba_backend import threads
+threads.layer()  # finds a tbb from pip for Numba, which the next line launches
 before = numba.get_num_threads()
 def work(seed):
     own = numba.get_num_threads()
@@ -52,7 +55,6 @@ def work(seed):
             assert numba.get_num_threads() == own
 together([lambda seed=seed: work(seed) for seed in range(16)])
 check_all()
-from normkit.backends.numba_backend import threads
 assert workers() <= threads.TEAMS * (nk.get_num_threads() - 1), workers()
 assert numba.get_num_threads() == before
 print(threads.layer(), threads.available())
@@ -104,6 +106,19 @@ together([check_all] * 4)
 print(nk.get_backend("numba").describe()["threading layer"])
 """
     assert "install libgomp" in script(THREADS + code) if sys.platform == "linux" else True
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="GNU OpenMP")
+def test_a_libgomp_that_does_not_load(script, tmp_path):
+    """As the dynamic linker has it, which finds this one first."""
+    for name in ("libgomp.so.1", "libgomp.so.1.0.0"):
+        (tmp_path / name).write_bytes(b"")
+    code = """
+together([check_all] * 4)
+print(nk.get_backend("numba").describe()["threading layer"])
+"""
+    said = script(THREADS + code, LD_LIBRARY_PATH=tmp_path, NUMBA_THREADING_LAYER_PRIORITY="omp workqueue tbb")
+    assert "install libgomp" in said
 
 
 def test_an_unknown_layer_is_serial(script):
@@ -183,13 +198,46 @@ print(threads.available(), workers())
     assert running == "0"
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity")
+def test_one_thread_where_the_affinity_says_so(script):
+    code = """
+check_all()
+from normkit.backends.numba_backend import threads
+print(nk.get_num_threads(), threads.available(), workers())
+"""
+    assert script("import os; os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1])" + THREADS + code) == "1 1 0"
+
+
+@pytest.mark.hostile
+def test_one_thread_where_a_control_group_says_so(script):
+    """A real group with a quota, where the system lets us make one."""
+    v1, v2 = Path("/sys/fs/cgroup/cpu/normkit-test"), Path("/sys/fs/cgroup/normkit-test")
+    place, quota = (v1, ("cpu.cfs_quota_us", "100000")) if v1.parent.is_dir() else (v2, ("cpu.max", "100000 100000"))
+    try:
+        place.mkdir()
+    except OSError:
+        pytest.skip("this system lets nobody make a control group")
+    try:
+        try:
+            (place / quota[0]).write_text(quota[1])
+        except OSError:
+            pytest.skip("this system's control groups have no quota")
+        joins = f"with open('{place}/cgroup.procs', 'w') as file: file.write('0')\n"
+        assert script(joins + CHECK + "check_all(); print(nk.get_num_threads())") == "1"
+    finally:
+        place.rmdir()
+
+
 def test_a_dask_worker(script):
     pytest.importorskip("dask.array")
     code = """
 import dask.array as da
+check_all()
+before = workers()
 x = np.random.default_rng(0).normal(size=(64, 256, 64)).astype(np.float32)
 y = da.from_array(x, chunks=(4, 256, 64)).map_blocks(lambda block: nk.layer_norm(block, backend="numba")).compute(num_workers=8)
 assert y.tobytes() == nk.layer_norm(x).tobytes()
+assert workers() <= before + 8 + 3 * (nk.get_num_threads() - 1), workers()  # dask's own, and teams of three more threads
 print("done")
 """
     assert script(THREADS + code) == "done"

@@ -20,7 +20,7 @@ CORE = Path(normkit.__file__).resolve().parent
 # From the bottom to the top; a module imports from lines above its own. What is not named here is an end of its own, as a
 # command is: nobody in the core may import it.
 LEVELS = [
-    {"errors", "problem", "forks"},
+    {"errors", "problem", "forks", "interrupts"},
     {"validation", "policy", "threads", "pool"},
     {"plans"},
     {"registry"},
@@ -32,7 +32,7 @@ LEVELS = [
     {"__init__"},
 ]
 LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
-FOR_BACKENDS = {"problem", "errors", "threads", "pool", "forks"}
+FOR_BACKENDS = {"problem", "errors", "threads", "pool", "forks", "interrupts"}
 
 
 def files(package):

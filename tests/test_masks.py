@@ -164,3 +164,9 @@ def test_running_statistics_learn_from_what_is_there(run, hole):
 
 def test_an_empty_batch_with_a_mask(run):
     assert run("instance_norm", np.ones((0, 3, 4), np.float32), mask=np.zeros((1, 1, 4), bool)).shape == (0, 3, 4)
+
+
+def test_a_bias_beyond_the_range_of_x_is_infinite_where_the_mask_leaves_nothing(backend):
+    x, bias = np.ones((2, 3), np.float32), np.array([1e300, 1.0, 2.0])
+    y = nk.layer_norm(x, bias=bias, mask=np.zeros((1, 1), bool), backend=backend)
+    assert y.tolist() == [[np.inf, 1, 2]] * 2

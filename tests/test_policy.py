@@ -432,3 +432,13 @@ def test_using_stays_in_its_asyncio_task():
     assert not zeros.any()
     assert_array_equal(same, x)
     assert outside
+
+
+@pytest.mark.parametrize("answer", ["bias", "identity"])
+@pytest.mark.parametrize("mask", [None, np.zeros((2, 3), bool)])
+def test_what_has_only_the_looks_of_an_array_finds_no_backend(answer, mask):
+    class Looks:
+        shape, dtype, ndim, strides, size = (2, 3), np.dtype("float32"), 2, (12, 4), 6
+
+    with pytest.raises(nk.NormkitError):
+        nk.instance_norm(Looks(), mask=mask, policy=nk.FallbackPolicy(single_element=answer))

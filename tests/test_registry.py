@@ -127,6 +127,7 @@ def test_what_is_not_installed_says_what_to_type(monkeypatch, tmp_path):
         ("def", "SyntaxError"),
         ("", "AttributeError"),
         ("def load():\n    raise OSError('no driver')", "OSError: no driver"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
         ("def load():\n    return 3", "gave 3, expected a backend named 'odd' with name, family, why_not"),
         ("def load():\n    return None", "gave None"),
     ],
@@ -158,6 +159,35 @@ def test_a_broken_normkit_is_not_an_absent_extra(monkeypatch, tmp_path, source):
     built_in(monkeypatch, tmp_path, source)
     with pytest.raises(ImportError, match="normkit"):
         nk.get_backend("odd")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_ctrl_c_interrupts_the_wait_for_an_import_and_not_the_import(script, tmp_path):
+    (tmp_path / "slow.py").write_text("import time\ntime.sleep(0.5)\nfrom normkit.backends.numpy_backend import NumpyBackend")
+    script(
+        """
+import os, signal, threading, normkit as nk
+from normkit import registry
+registry.BUILT_IN["slow"] = registry.BuiltIn("slow", "numpy", "")
+threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+try:
+    nk.get_backend("slow")
+except KeyboardInterrupt:
+    pass
+else:
+    raise AssertionError("not interrupted")
+import slow
+assert slow.NumpyBackend
+""",
+        PYTHONPATH=tmp_path,
+    )
+
+
+def test_an_import_that_asks_for_a_built_in(script, tmp_path):
+    """It is the main thread that holds the registry's lock here, and no other may be sent for the built-in."""
+    source = "import normkit as nk\nnk.get_backend('numpy')\nnk.get_backend('numba')\n" + TOY.replace('"toy"', '"asks"')
+    install(wheel(tmp_path, {"asks": "normkit_asks:load"}, source, "normkit_asks"), tmp_path / "site")
+    script("import normkit as nk; assert nk.get_backend('asks').name == 'asks'", PYTHONPATH=tmp_path / "site")
 
 
 # register_backend

@@ -40,6 +40,7 @@ def granted(monkeypatch):
 
 
 V2, V2_A, GROUP = "/sys/fs/cgroup/cpu.max", "/sys/fs/cgroup/a/cpu.max", "/proc/self/cgroup"
+V1_A_QUOTA, V1_A_PERIOD = "/sys/fs/cgroup/cpu/a/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/a/cpu.cfs_period_us"
 V1_QUOTA, V1_PERIOD = "/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us"
 
 
@@ -67,6 +68,9 @@ V1_QUOTA, V1_PERIOD = "/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu
         ({GROUP: "0::/../a\n", V2_A: "300000 100000\n"}, 3),
         ({GROUP: "0::/\n", V2: "200000 100000\n"}, 2),
         ({GROUP: "1:cpu:/a\n", V2_A: "100000 100000\n"}, 8),
+        ({GROUP: "2:cpu,cpuacct:/a\n1:cpuset:/b\n0::/\n", V1_A_QUOTA: "300000\n", V1_A_PERIOD: "100000\n"}, 3),
+        ({GROUP: "2:cpuset:/a\n1:cpu:/b\n", V1_A_QUOTA: "300000\n", V1_A_PERIOD: "100000\n"}, 8),
+        ({GROUP: "nonsense\n", V2: "200000 100000\n"}, 2),
     ],
 )
 def test_control_groups(granted, files, expected):

@@ -17,6 +17,7 @@ from numba.core import config, types
 from numba.core.compiler_lock import global_compiler_lock
 
 from normkit import forks
+from normkit.interrupts import undisturbed
 
 from . import cache, column_kernels, guard_kernels, masked_kernels, row_kernels, tile_kernels
 
@@ -37,10 +38,9 @@ def kernel(name: str, dtype: np.dtype[Any]) -> Kernel:
     found = _compiled.get((name, dtype.name))
     if found is not None:
         return found
-    in_main = threading.current_thread() is threading.main_thread()
-    if in_main and not global_compiler_lock.is_locked():  # type: ignore[no-untyped-call]
-        return _undisturbed(name, dtype)
-    return _get(name, dtype)
+    if global_compiler_lock.is_locked():  # type: ignore[no-untyped-call]
+        return _get(name, dtype)  # it may be this thread that holds it, and another would wait for ever
+    return undisturbed(lambda: _get(name, dtype))
 
 
 def _get(name: str, dtype: np.dtype[Any]) -> Kernel:
@@ -48,27 +48,6 @@ def _get(name: str, dtype: np.dtype[Any]) -> Kernel:
         if (name, dtype.name) not in _compiled:
             _compiled[name, dtype.name] = _compile(name, dtype)
         return _compiled[name, dtype.name]
-
-
-def _undisturbed(name: str, dtype: np.dtype[Any]) -> Kernel:
-    """As `_get`, on another thread: Ctrl-C ends the wait, and not a compiler halfway through, which would not recover."""
-    errors: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            _get(name, dtype)
-        except BaseException as error:  # noqa: BLE001 - raised again where it belongs
-            errors.append(error)
-
-    worker = threading.Thread(target=work, name="normkit compiler")
-    try:
-        worker.start()
-    except RuntimeError:  # no more threads, or the interpreter is about to end
-        return _get(name, dtype)
-    worker.join()
-    if errors:
-        raise errors[0]
-    return _compiled[name, dtype.name]
 
 
 def _compile(name: str, dtype: np.dtype[Any]) -> Kernel:

@@ -82,7 +82,7 @@ def _one(context: Any, builder: Any, array_type: Any, array: Any, index: Any, co
     view = context.make_array(array_type)(context, builder, array)
     if config.BOUNDSCHECK:
         low, high = _span(builder, array_type, view)
-        first, end = (builder.mul(i, i64(_bytes(_ELEMENTS[array_type.dtype]))) for i in (index, builder.add(index, count)))
+        first, end = (builder.mul(i, view.itemsize) for i in (index, builder.add(index, count)))
         outside = builder.or_(builder.icmp_signed("<", first, low), builder.icmp_signed(">", end, high))
         with builder.if_then(outside, likely=False):
             _call(builder, "llvm.trap", ir.VoidType(), [])
