@@ -18,7 +18,7 @@ from .rows import PARALLEL_BYTES, STREAM_BYTES
 from .sets import Sets
 from .simd import WIDTH
 
-TILE_BYTES, TILE_LANES = 1 << 12, 1 << 10  # a tile is at most so wide: memory is fast in long stretches, the sums stay in L2
+TILE_BYTES = 1 << 10  # a tile is at most so wide: memory is fast in long stretches, and a block of a tile should stay in cache
 TILE_LEAST = 1 << 8  # bytes, below which a tile is not narrowed for the sake of more threads
 FLAT_LEAST = 256  # elements of a column, for which it pays to repeat what is known of it for each of 16 rows
 FLAT_WIDTH = 512  # elements that are applied to as one row where lanes are few: 16 rows or more
@@ -92,7 +92,7 @@ def _ends_meet(rows: Quad, lanes: int) -> bool:
 
 def _tile(plan: ColumnsPlan, size: int, chunks: int) -> int:
     """Columns of a tile: as many as may be, and as few as give every thread something to do; a multiple of WIDTH."""
-    widest = min(TILE_LANES, (TILE_BYTES if size < 8 else TILE_BYTES // 4) // size)  # float64 is read twice in each block
+    widest = TILE_BYTES // size
     while widest * size > TILE_LEAST and plan.outer * plan.lanes < widest * chunks * 4:
         widest //= 2
     number = -(-plan.lanes // widest)
