@@ -174,6 +174,18 @@ def test_a_row_larger_than_a_buffer(same_bits, mask):
     same_bits(given, run("instance_norm", x, np.zeros(3), np.ones(3), options["weight"], use_input_stats=False)[0])
 
 
+def test_a_mask_that_lies_otherwise_than_x(same_bits):
+    """It is copied, a part at a time, to lie as x does; where there are no parts, x passes through a buffer with it."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(3, 1, (7, 5, 256, 256)).astype(np.float32)
+    mask = rng.random(x.shape[::-1]).T > 0.3
+    for options in ({}, {"axis": (2, 3), "weight": rng.normal(size=(256, 256))}, {"axis": 1}, {"axis": (0, 1, 2, 3)}):
+        for a, b in zip(
+            run("layer_norm", x, mask=mask.copy(), **options), run("layer_norm", x, mask=mask, **options), strict=True
+        ):
+            same_bits(a, b)
+
+
 def test_large_parts_are_taken_one_by_one(same_bits):
     """Three kept axes with gaps between: a kernel counts along two, so the parts along the third are calls of their own."""
     rng = np.random.default_rng(0)
@@ -220,7 +232,9 @@ x = np.ones((4, 1024, 4, 1024), np.float32)
 for x, options in (
     (x, {}), (x, {"axis": 1}), (x.T, {}), (x[..., ::2], {}), (x.astype(">f4"), {}), (x.swapaxes(2, 3), {"axis": (1, 2)}),
     (x, {"axis": (0, 2)}), (x, {"mask": np.ones((4, 1, 4, 1024), bool)}),
-    (x, {"axis": 1, "mask": np.ones((4, 1024, 4, 1), bool)}),
+    (x, {"axis": 1, "mask": np.ones((4, 1024, 4, 1), bool)}), (x, {"mask": np.ones(x.shape[::-1], bool).T}),
+    (x, {"axis": (0, 1, 2, 3), "mask": np.ones(x.shape[::-1], bool).T}), (x[::2], {}), (x[:, :, :, 1:], {"axis": (1, 2)}),
+    (np.broadcast_to(x[:1], x.shape), {}), (x[:, ::-1, :, ::-1], {}), (x.astype(np.float16), {"axis": 1}),
 ):
     out = nk.layer_norm(x, **options)
     tracemalloc.start()
