@@ -228,18 +228,18 @@ def test_memory_stays_at_the_output(script):
     """Of every layout and with a mask: no more is allocated than the output, blocks and some kilobytes."""
     code = """
 import numpy as np, tracemalloc, normkit as nk
-x = np.ones((4, 1024, 4, 1024), np.float32)
+x = np.ones((2, 1024, 2, 1024), np.float32)
 for x, options in (
     (x, {}), (x, {"axis": 1}), (x.T, {}), (x[..., ::2], {}), (x.astype(">f4"), {}), (x.swapaxes(2, 3), {"axis": (1, 2)}),
-    (x, {"axis": (0, 2)}), (x, {"mask": np.ones((4, 1, 4, 1024), bool)}),
-    (x, {"axis": 1, "mask": np.ones((4, 1024, 4, 1), bool)}), (x, {"mask": np.ones(x.shape[::-1], bool).T}),
+    (x, {"axis": (0, 2)}), (x, {"mask": np.ones((2, 1, 2, 1024), bool)}),
+    (x, {"axis": 1, "mask": np.ones((2, 1024, 2, 1), bool)}), (x, {"mask": np.ones(x.shape[::-1], bool).T}),
     (x, {"axis": (0, 1, 2, 3), "mask": np.ones(x.shape[::-1], bool).T}), (x[::2], {}), (x[:, :, :, 1:], {"axis": (1, 2)}),
     (np.broadcast_to(x[:1], x.shape), {}), (x[:, ::-1, :, ::-1], {}), (x.astype(np.float16), {"axis": 1}),
 ):
     out = nk.layer_norm(x, **options)
     tracemalloc.start()
     nk.layer_norm(x, out=out, **options)
-    assert tracemalloc.get_traced_memory()[1] < 6e6, (x.strides, options, tracemalloc.get_traced_memory())
+    assert tracemalloc.get_traced_memory()[1] < 4e6, (x.strides, options, tracemalloc.get_traced_memory())
     tracemalloc.stop()
 """
     script(code)
