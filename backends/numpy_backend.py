@@ -32,6 +32,9 @@ class NumpyBackend:
     def empty_stats(self, shape: tuple[int, ...]) -> Floats:
         return np.empty(shape, np.float64)
 
+    def describe_layout(self, problem: Problem) -> str:
+        return "any: x is copied as a whole to float64, in which plain NumPy takes one step after another"
+
     def describe(self) -> dict[str, str]:
         return {"version": np.__version__}
 

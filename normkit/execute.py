@@ -20,6 +20,8 @@ from normkit.policy import FallbackPolicy
 from normkit.problem import Array, Backend, Operands, Problem
 from normkit.validation import Call, Running
 
+LOOK = 16  # elements of a mask in each set
+
 
 def execute(call: Call, return_stats: bool, backend: str | None, policy: FallbackPolicy | None, key: Any = None) -> Any:
     """Run a validated call. Returns y, or (y, mean, rstd) if `return_stats`. With a `key`, keeps the run for its like."""
@@ -127,8 +129,23 @@ def _empty_sets(problem: Problem, operands: Operands) -> Array | None:
     if prod(problem.shape) == 0:
         return None
     mask = operands.mask.reshape((1,) * (len(problem.shape) - operands.mask.ndim) + operands.mask.shape)
+    if _all_show_soon(mask, problem.axes):
+        return None
     empty = ~mask.any(axis=problem.axes, keepdims=True)
     return empty if empty.any() else None
+
+
+def _all_show_soon(mask: Array, axes: tuple[int, ...]) -> bool:
+    """Whether every set has a True among its first elements: that settles most masks without looking at all of them."""
+    axis = max(axes, key=lambda a: mask.shape[a], default=None)
+    if axis is None or prod(mask.shape[a] for a in axes) < LOOK:
+        return False
+    seen: Any = False
+    for i in range(min(LOOK, mask.shape[axis])):
+        seen = seen | mask[tuple(i if a == axis else 0 if a in axes else slice(None) for a in range(mask.ndim))]
+        if seen.all():
+            return True
+    return False
 
 
 def _instead(call: Call, empty: Array, policy: FallbackPolicy, name: str | None) -> Array:

@@ -94,7 +94,7 @@ def explain(
     layer_norm on x: (8, 512) float32
       reduced  axis 1, of size 512: 8 sets of statistics, each over 512 elements
       affine   no weight, no bias; each would have shape (512,), one for each element of a set
-      layout   rows: x viewed as 8 rows of 512 neighbours, nothing is copied
+      layout   any: x is copied as a whole to float64, in which plain NumPy takes one step after another
       backend  numpy, as asked for
                numba could too
       single   does not arise: more than one element shares statistics

@@ -12,22 +12,18 @@ import numpy as np
 from normkit import validation
 from normkit.problem import Problem
 from normkit.registry import find
+from normkit.validation import Call
 
 BACKENDS = ("numba", "numpy")
 BEGIN, END = "<!-- support: begin -->\n", "<!-- support: end -->\n"
 
 
-def cases() -> Iterator[tuple[str, Problem]]:
+def cases() -> Iterator[tuple[str, Call]]:
     """What a user may have, in words, and as a validated call."""
     import ml_dtypes
 
-    def layer(x: Any, **options: Any) -> Problem:
-        return validation.layer_norm(x, **options).problem
-
-    def instance(x: Any, **options: Any) -> Problem:
-        return validation.instance_norm(x, **options).problem
-
-    x = np.zeros((4, 6, 8, 10), np.float32)
+    layer, instance = validation.layer_norm, validation.instance_norm
+    x = np.sin(np.arange(4 * 6 * 8 * 10, dtype=np.float32)).reshape(4, 6, 8, 10)
     for dtype in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64):
         yield np.dtype(dtype).name, layer(x.astype(dtype))
     yield "half `x` with weight and bias of float32", layer(x.astype(np.float16), weight=x[0, 0, 0], bias=x[0, 0, 0])
@@ -52,8 +48,8 @@ def cases() -> Iterator[tuple[str, Problem]]:
 def table() -> str:
     """The table in Markdown: yes, or how, or why not."""
     lines = [f"| | {' | '.join(BACKENDS)} |", "|---" * (1 + len(BACKENDS)) + "|"]
-    for what, problem in cases():
-        lines.append(f"| {what} | {' | '.join(_served(find(name), problem) for name in BACKENDS)} |")
+    for what, call in cases():
+        lines.append(f"| {what} | {' | '.join(_served(find(name), call.problem) for name in BACKENDS)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -6,7 +6,7 @@ from test_dispatch import Fake
 
 import normkit as nk
 from normkit import registry, validation
-from normkit.explain import explanation
+from normkit.explain import _layout, explanation
 
 SHAPE = (128, 512, 1, 1)
 F32 = np.float32
@@ -187,19 +187,31 @@ def test_what_affine_applies_to(op, arguments, text):
         ("layer_norm", (8, 512), {}, ["rows: x viewed as 8 rows of 512 neighbours", "nothing is copied"]),
         ("layer_norm", (8, 512), {"axis": 0}, ["columns: x viewed as 1 blocks of 8 x 512", "each of 512 lanes"]),
         ("layer_norm", (2, 3, 4), {"axis": (0, 2)}, ["copied, in blocks", "no view of x"]),
-        ("layer_norm", (2, 3, 4), {"axis": (0, 2), "backend": "numpy"}, ["interleaved"]),
+        ("layer_norm", (2, 3, 4), {"axis": (0, 2), "backend": "numpy"}, ["copied as a whole to float64"]),
         ("layer_norm", np.ones((8, 6), F32)[:, ::2], {}, ["copied, in blocks", "no axis of x is contiguous"]),
         ("layer_norm", np.ones((8, 6), F32)[::2], {}, ["rows: x viewed as 4 rows of 6", "nothing is copied"]),
         ("layer_norm", np.ones((6, 8), F32).T, {}, ["columns: x viewed as 1 blocks of 6 x 8", "nothing is copied"]),
         ("layer_norm", np.ones((6, 8), ">f4"), {}, ["copied, in blocks", "byte order"]),
         ("instance_norm", np.ones((1, 4, 9, 9), F32)[..., 1:8], {}, ["copied, in blocks", "no view of x"]),
-        ("layer_norm", np.ones((8, 6), F32)[::2], {"backend": "numpy"}, ["it is strided"]),
+        ("layer_norm", np.ones((8, 6), F32)[::2], {"backend": "numpy"}, ["copied as a whole to float64"]),
     ],
 )
 def test_how_it_lies_in_memory(op, x, arguments, parts):
     said = flat(lines(op, x, **arguments)["layout"])
     for part in parts:
         assert part in said
+
+
+@pytest.mark.parametrize(
+    ("x", "options", "part"),
+    [
+        (np.ones((8, 6), F32), {}, "rows: x viewed as 8 rows of 6 neighbours, nothing is copied"),
+        (np.ones((8, 6), F32)[::2], {}, "it is strided"),
+        (np.ones((2, 3, 4), F32), {"axis": (0, 2)}, "interleaved"),
+    ],
+)
+def test_what_is_said_for_a_backend_that_does_not_say(x, options, part):
+    assert part in _layout(validation.layer_norm(x, **options).problem, None)
 
 
 # the backend

@@ -3,13 +3,14 @@
 import doctest
 import re
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import normkit as nk
-from normkit import registry
+from normkit import registry, support
 from normkit.__main__ import main
 
 README = Path(__file__).parents[1] / "README.md"
@@ -60,51 +61,30 @@ def test_entry_point_example(text):
     assert registry.ENTRY_POINT_GROUP in tomllib.loads(block)["project"]["entry-points"]
 
 
-X = np.ones((2, 3, 4, 5), np.float32)
-WORKS = {
-    "float32, float64": [lambda b: nk.layer_norm(X, backend=b), lambda b: nk.layer_norm(X.astype(np.float64), backend=b)],
-    "float16, bfloat16 (with `ml_dtypes`)": [
-        lambda b: nk.layer_norm(X.astype(np.float16), backend=b),
-        lambda b: nk.layer_norm(X.astype(pytest.importorskip("ml_dtypes").bfloat16), backend=b),
-    ],
-    "trailing axes; channels first": [
-        lambda b: nk.layer_norm(X, (3, 4, 5), backend=b),
-        lambda b: nk.instance_norm(X, backend=b),
-    ],
-    "other axes; channels last": [
-        lambda b: nk.layer_norm(X, axis=1, backend=b),
-        lambda b: nk.instance_norm(X, channel_axis=-1, backend=b),
-    ],
-    "strided, Fortran-ordered, byte-swapped input": [
-        lambda b: nk.layer_norm(X[:, :, ::2], backend=b),
-        lambda b: nk.layer_norm(np.asfortranarray(X), backend=b),
-        lambda b: nk.layer_norm(X.astype(X.dtype.newbyteorder()), backend=b),
-    ],
-    "`mask`": [lambda b: nk.layer_norm(X, mask=X > 0, backend=b)],
-    "`out`, in place, running statistics, `return_stats`": [
-        lambda b: nk.layer_norm(X, out=X.copy(), backend=b),
-        lambda b: nk.layer_norm(y := X.copy(), out=y, backend=b),
-        lambda b: nk.InstanceNorm2d(3, track_running_stats=True)(X, return_stats=True, backend=b),
-    ],
-}
+def test_the_table_of_support_is_what_the_backends_say(text):
+    """`python -m normkit.support README.md` renews it."""
+    pytest.importorskip("numba")
+    pytest.importorskip("ml_dtypes")
+    assert support.BEGIN in text
+    assert support.END in text
+    assert support.renewed(text) == text
 
 
-def test_the_table_of_what_works(text):
-    table = re.search(r"What works today:\n\n(.*?)\n\n", text, re.DOTALL)[1]
-    head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines())
-    backends = [name.strip("`") for name in head[1:]]
-    cells = {what: dict(zip(backends, said, strict=True)) for what, *said in rows if what in WORKS}
-    assert cells.keys() == WORKS.keys()
-    seen = {
-        what: {backend: "yes" if all(runs(call, backend) for call in calls) else "not yet" for backend in backends}
-        for what, calls in WORKS.items()
-    }
-    assert cells == seen
-
-
-def runs(call, backend):
-    try:
-        call(backend)
-    except nk.NoBackendError:
-        return False
-    return True
+def test_every_case_in_the_table_runs_where_it_says_so(assert_close):
+    """A backend that says that it serves a case is asked to, and all that do agree."""
+    pytest.importorskip("ml_dtypes")
+    for _, (problem, operands, running) in support.cases():
+        if not isinstance(operands.x, np.ndarray):
+            continue  # a shape that is too large for a test
+        if problem.statistics == "given":
+            mean, var = (s.astype(np.float64).reshape(problem.affine_shape) for s in running[:2])
+            operands = replace(operands, mean=mean, var=np.abs(var))
+        wide = replace(operands, x=operands.x.astype(np.float64), out=np.empty(problem.shape))
+        exact = replace(problem, dtype=wide.x.dtype, strides=wide.x.strides)
+        nk.get_backend("numpy").prepare(exact)(wide)
+        for name in support.BACKENDS:
+            backend = nk.get_backend(name)
+            if not backend.why_not(problem):
+                arrays = replace(operands, out=backend.empty_like(operands.x))
+                backend.prepare(problem)(arrays)
+                assert_close(arrays.out, wide.out)

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 
-from .kernels import BLOCK, factors_of, inline, merge, place
-from .masks import copy_flag, flags, flags_first, is_none, tally, unless
+from .kernels import BLOCK, affine, factors_of, inline, merge, place
+from .masks import choose, copy_flag, copy_flags, flags, flags_first, is_none, tally, unless
 from .simd import (
     WIDTH,
     cast,
@@ -44,9 +44,10 @@ MAX_SPAN = 1024  # rows of x whose places are looked up at once
 MAX_FLAT = 64  # columns, of rows that are taken 16 as one
 
 # What stands where in `shape`
-OUTER, LENGTH, LANES, TILE, FLAT, SPAN, FIELD, GIVEN, WANTED, STREAMED, PER_K, W_OUTER, W_LANE, M_STEP, AHEAD, SUMS = range(16)
-X_OUTER, X_LENGTH, OUT_OUTER, OUT_LENGTH, M_OUTER, M_LENGTH = range(16, 40, 4)  # each as `place` takes it
-SHAPE = 40
+OUTER, LENGTH, LANES, TILE, FLAT, SPAN, FIELD, GIVEN, WANTED, STREAMED, PER_K, W_OUTER, W_LANE, M_STEP, M_FLAT, SUMS = range(16)
+HEAD = 16
+X_OUTER, X_LENGTH, OUT_OUTER, OUT_LENGTH, M_OUTER, M_LENGTH = range(17, 41, 4)  # each as `place` takes it
+SHAPE = 41
 
 # Fields of `work`, each of shape[FIELD] numbers: sums of each phase, and what they are shifted by
 S, Q, N, SHIFT = range(4)
@@ -73,7 +74,7 @@ def add_up(
             for i in range(rows):
                 yes = flags(mask, mi + places[c, 1, k + i * WIDTH] + j * m_step, m_step)
                 at = xi + places[c, 0, k + i * WIDTH] + j
-                d = pick(yes, load(x, at, np.float64) - center, zero)
+                d = choose(yes, load(x, at, np.float64) - center, zero)
                 prefetch(x, at + ahead)
                 s = fma(d, one, s)
                 q = fma(d, d, q)
@@ -82,7 +83,7 @@ def add_up(
             for i in range(rows):
                 yes = flags_first(mask, mi + places[c, 1, k + i * WIDTH] + j * m_step, m_step, n)
                 d = keep_first(load_first(x, xi + places[c, 0, k + i * WIDTH] + j, n, np.float64) - center, n)
-                d = pick(yes, d, zero)
+                d = choose(yes, d, zero)
                 s = fma(d, one, s)
                 q = fma(d, d, q)
                 count = tally(count, yes)
@@ -120,7 +121,7 @@ def first_elements(x: Any, xi: int, mask: Any, mi: int, shape: Any, k: int, n: i
         for i in range(k, k + n):
             yes = flags_first(mask, mi + place(i, shape, M_LENGTH) + j * m_step, m_step, some)
             fresh = unless(seen, yes)
-            first = pick(fresh, load_first(x, xi + place(i, shape, X_LENGTH) + j, some, np.float64), first)
+            first = choose(fresh, load_first(x, xi + place(i, shape, X_LENGTH) + j, some, np.float64), first)
             seen = tally(seen, fresh)
             if is_none(mask) or total(seen) == some:
                 break
@@ -144,9 +145,14 @@ def look_up(places: Any, c: int, which: int, k: int, n: int, every: int, shape: 
 @inline
 def spread(mask: Any, mi: int, m_step: int, places: Any, c: int, n: int, width: int, yes: Any, at: int) -> None:
     """Write down the mask of each element of n rows, as they lie in x; the rows of the mask have been looked up."""
-    for j in range(width):
-        for i in range(n):
-            copy_flag(mask, mi + places[c, 1, i] + j * m_step, yes, at + i * width + j)
+    for i in range(n):
+        if m_step == 0:
+            for j in range(0, width, WIDTH):  # past the row, where the next one will be
+                copy_flags(mask, mi + places[c, 1, i], yes, at + i * width + j)
+        else:
+            for j in range(width):
+                one_by_one()
+                copy_flag(mask, mi + places[c, 1, i] + j, yes, at + i * width + j)
 
 
 @inline
@@ -165,7 +171,8 @@ def block_moments(
     """The moments of n <= BLOCK elements of each column from k on, as `kernels.block_moments` takes them of a row."""
     field, pitch, flat = shape[FIELD], shape[TILE], shape[FLAT]
     yes_at = c * MAX_SPAN * MAX_FLAT
-    where, where_at, m_step = (yes, yes_at, 1) if flat else (mask, mi, shape[M_STEP])
+    spreads = flat != 0 and shape[M_FLAT] == 0  # the mask does not lie as x: it is written down so, a span at a time
+    where, where_at, m_step = (yes, yes_at, 1) if spreads else (mask, mi, shape[M_STEP])
     first, shift, phases = w + B_FIRST * field, w + SHIFT * field, min(n, WIDTH)
     first_elements(x, xi, mask, mi, shape, k, n, width, work, first)
     for j in range(0, width, WIDTH):
@@ -181,8 +188,8 @@ def block_moments(
             rows = min(shape[SPAN], n - at)
             look_up(places, c, 0, k + at, rows, WIDTH if flat else 1, shape, X_LENGTH)
             if not is_none(mask):
-                look_up(places, c, 1, k + at, rows, 1, shape, M_LENGTH)
-                if flat:
+                look_up(places, c, 1, k + at, rows, WIDTH if flat and not spreads else 1, shape, M_LENGTH)
+                if spreads:
                     spread(mask, mi, shape[M_STEP], places, c, rows, width, yes, yes_at)
                     for i in range(0, rows, WIDTH):
                         one_by_one()
@@ -293,40 +300,114 @@ def make_factors(x: Any, weight: Any, bias: Any, at: int, shape: Any, eps: float
 
 
 @inline
-def normalized(x: Any, array: Any, at: int, field: int, w: float, b: float, per_k: bool, compute: Any) -> Any:
-    """(x - center) * scale + offset of lanes x, then * w + b if weight and bias belong to the row."""
-    d = x - load(array, at, compute)
-    rest = fma(d, load(array, at + 2 * field, compute), load(array, at + 3 * field, compute))
-    y = fma(d, load(array, at + field, compute), rest)
-    return fma(y, splat(w, compute), splat(b, compute)) if per_k else y
+def column_factors(array: Any, at: int, field: int, compute: Any) -> Any:
+    """(center, scale, rest, offset) of WIDTH columns, as `kernels.affine` takes them."""
+    center, scale = load(array, at, compute), load(array, at + field, compute)
+    return center, scale, load(array, at + 2 * field, compute), load(array, at + 3 * field, compute)
+
+
+@inline
+def normalized(x: Any, factors: Any, a: float, b: float, per_k: bool, compute: Any) -> Any:
+    """Lanes x normalized, then * a + b if weight and bias belong to the row."""
+    y = affine(x, factors)
+    return fma(y, splat(a, compute), splat(b, compute)) if per_k else y
+
+
+@inline
+def apply_lanes(
+    x: Any, xi: int, out: Any, oi: int, factors: Any, a: float, b: float, per_k: bool, streamed: int, ahead: int, compute: Any
+) -> None:
+    """Normalize WIDTH neighbours; streamed past the caches, while what lies `ahead` is fetched into them."""
+    y = normalized(load(x, xi, compute), factors, a, b, per_k, compute)
+    if streamed:
+        prefetch(x, xi + ahead)
+        stream(out, oi, y)
+    else:
+        store(out, oi, y)
 
 
 @inline
 def apply_row(
-    x: Any, xi: int, out: Any, oi: int, width: int, weight: float, bias: float, shape: Any, work: Any, w: int, factors: Any,
-    c: int, mixed: bool, compute: Any,
+    x: Any, xi: int, out: Any, oi: int, head: int, skip: int, width: int, a: float, b: float, shape: Any, array: Any, at: int,
+    work: Any, w: int, mixed: bool, ahead: int, compute: Any,
 ) -> None:  # fmt: skip
-    """Normalize a row of a tile, in float32 or float64 as each column needs it."""
-    field, per_k, streamed, ahead = shape[FIELD], shape[PER_K] != 0, shape[STREAMED], shape[AHEAD]
-    f, wide = c * 4 * field, w + CENTER * field
-    for j in range(0, width, WIDTH):
-        n = width - j
-        if n >= WIDTH:
-            y = normalized(load(x, xi + j, compute), factors, f + j, field, weight, bias, per_k, compute)
-            if mixed:
-                y64 = normalized(load(x, xi + j, np.float64), work, wide + j, field, weight, bias, per_k, np.float64)
-                y = pick(load(work, w + WIDE * field + j, compute), cast(y64, compute), y)
-            if streamed:
-                prefetch(x, xi + j + ahead)
-                stream(out, oi + j, y)
-            else:
-                store(out, oi + j, y)
+    """Normalize a row of a tile less what lies between head and skip, with factors in `array`, or in float64 where needed."""
+    field, per_k, streamed = shape[FIELD], shape[PER_K] != 0, shape[STREAMED]
+    j = skip if head == 0 else 0
+    while j < width:
+        n = min(width - j, head if j < head else WIDTH)
+        factors = column_factors(array, at + j, field, compute)
+        wide = column_factors(work, w + CENTER * field + j, field, np.float64)
+        if n == WIDTH and not mixed:
+            apply_lanes(x, xi + j, out, oi + j, factors, a, b, per_k, streamed, ahead, compute)
+        elif n == WIDTH:
+            y = normalized(load(x, xi + j, compute), factors, a, b, per_k, compute)
+            y64 = normalized(load(x, xi + j, np.float64), wide, a, b, per_k, np.float64)
+            store(out, oi + j, pick(load(work, w + WIDE * field + j, compute), cast(y64, compute), y))
         else:
-            y = normalized(load_first(x, xi + j, n, compute), factors, f + j, field, weight, bias, per_k, compute)
+            y = normalized(load_first(x, xi + j, n, compute), factors, a, b, per_k, compute)
             if mixed:
-                y64 = normalized(load_first(x, xi + j, n, np.float64), work, wide + j, field, weight, bias, per_k, np.float64)
+                y64 = normalized(load_first(x, xi + j, n, np.float64), wide, a, b, per_k, np.float64)
                 y = pick(load(work, w + WIDE * field + j, compute), cast(y64, compute), y)
             store_first(out, oi + j, n, y)
+        j = skip if j < head else j + WIDTH
+
+
+@inline
+def apply_rows(
+    x: Any, xi: Any, out: Any, oi: Any, head: int, skip: int, a: Any, b: Any, shape: Any, array: Any, at: int, ahead: int,
+    compute: Any,
+) -> None:  # fmt: skip
+    """Normalize what lies between head and skip of four rows: the factors of its columns stay in registers meanwhile."""
+    field, per_k, streamed = shape[FIELD], shape[PER_K] != 0, shape[STREAMED]
+    for j in range(head, skip, WIDTH):
+        factors = column_factors(array, at + j, field, compute)
+        apply_lanes(x, xi[0] + j, out, oi[0] + j, factors, a[0], b[0], per_k, streamed, ahead, compute)
+        apply_lanes(x, xi[1] + j, out, oi[1] + j, factors, a[1], b[1], per_k, streamed, ahead, compute)
+        apply_lanes(x, xi[2] + j, out, oi[2] + j, factors, a[2], b[2], per_k, streamed, ahead, compute)
+        apply_lanes(x, xi[3] + j, out, oi[3] + j, factors, a[3], b[3], per_k, streamed, ahead, compute)
+
+
+@inline
+def apply_with(
+    x: Any, xi: int, out: Any, oi: int, start: int, stop: int, width: int, weight: Any, bias: Any, shape: Any, array: Any,
+    at: int, work: Any, w: int, mixed: bool, ahead: int, compute: Any,
+) -> None:  # fmt: skip
+    """Normalize elements start .. stop of each column of a tile, with factors in `array`."""
+    step, k, per_k = max(shape[FLAT], 1), start, shape[PER_K] != 0
+    head = min(shape[HEAD], width * step)
+    while k < stop:
+        rows, skip = 1, head
+        if k + 4 * step <= stop and not mixed:
+            rows, skip = 4, head + (width * step - head) // WIDTH * WIDTH
+            xs = four_places(xi, k, step, shape, X_LENGTH)
+            outs = four_places(oi, k, step, shape, OUT_LENGTH)
+            a, b = four(weight, k, 1.0, per_k), four(bias, k, 0.0, per_k)
+            apply_rows(x, xs, out, outs, head, skip, a, b, shape, array, at, ahead, compute)
+        for i in range(k, k + rows * step, step):
+            n = width * min(step, stop - i)
+            if rows == 1 or head > 0 or skip < n:
+                x1, out1 = xi + place(i, shape, X_LENGTH), oi + place(i, shape, OUT_LENGTH)
+                a1, b1 = (element(weight, i), element(bias, i)) if per_k else (1.0, 0.0)
+                apply_row(x, x1, out, out1, min(head, n), skip, n, a1, b1, shape, array, at, work, w, mixed, ahead, compute)
+        k += rows * step
+
+
+@inline
+def four_places(start: int, k: int, step: int, shape: Any, layout: int) -> Any:
+    """Where rows k, k + step and two more are."""
+    return (
+        start + place(k, shape, layout), start + place(k + step, shape, layout),
+        start + place(k + 2 * step, shape, layout), start + place(k + 3 * step, shape, layout),
+    )  # fmt: skip
+
+
+@inline
+def four(parameter: Any, k: int, default: float, per_k: bool) -> Any:
+    """Elements k .. k + 4 of weight or bias, if it belongs to the rows."""
+    if per_k:
+        return element(parameter, k), element(parameter, k + 1), element(parameter, k + 2), element(parameter, k + 3)
+    return default, default, default, default
 
 
 @inline
@@ -334,16 +415,18 @@ def apply(
     x: Any, xi: int, out: Any, oi: int, start: int, stop: int, width: int, weight: Any, bias: Any, shape: Any, work: Any,
     w: int, factors: Any, c: int, mixed: bool,
 ) -> None:  # fmt: skip
-    """Normalize elements start .. stop of each column of a tile."""
-    step = max(shape[FLAT], 1)
-    for k in range(start, stop, step):
-        a, b = (element(weight, k), element(bias, k)) if shape[PER_K] else (1.0, 0.0)
-        n = width * min(step, stop - k)
-        xk, ok = xi + place(k, shape, X_LENGTH), oi + place(k, shape, OUT_LENGTH)
-        if is_double(x):
-            apply_row(x, xk, out, ok, n, a, b, shape, work, w, factors, c, False, np.float64)
-        else:
-            apply_row(x, xk, out, ok, n, a, b, shape, work, w, factors, c, mixed, np.float32)
+    """Normalize elements start .. stop of each column of a tile, in float32 or float64 as they need it."""
+    field = shape[FIELD]
+    before = max(start - shape[SPAN], 0)  # where the next elements are
+    ahead = place(before, shape, X_LENGTH) - place(start, shape, X_LENGTH)
+    if itemsize(x) == 4:
+        apply_with(
+            x, xi, out, oi, start, stop, width, weight, bias, shape, factors, c * 4 * field, work, w, mixed, ahead, np.float32
+        )
+    else:
+        apply_with(
+            x, xi, out, oi, start, stop, width, weight, bias, shape, work, w + CENTER * field, work, w, False, ahead, np.float64
+        )
 
 
 @inline

@@ -13,12 +13,12 @@ from . import column_kernels as ck
 from . import threads
 from .compiling import kernel
 from .kernels import BLOCK
-from .layouts import ColumnsPlan, flat
+from .layouts import ColumnsPlan, Quad, flat
 from .rows import PARALLEL_BYTES, STREAM_BYTES
 from .sets import Sets
 from .simd import WIDTH
 
-TILE_BYTES, TILE_LANES = 1 << 12, 1 << 10  # a tile is at most so wide: memory is fast in long stretches, the sums stay in L2
+TILE_BYTES = 1 << 10  # a tile is at most so wide: memory is fast in long stretches, and a block of a tile should stay in cache
 TILE_LEAST = 1 << 8  # bytes, below which a tile is not narrowed for the sake of more threads
 FLAT_LEAST = 256  # elements of a column, for which it pays to repeat what is known of it for each of 16 rows
 FLAT_WIDTH = 512  # elements that are applied to as one row where lanes are few: 16 rows or more
@@ -33,15 +33,19 @@ def run(problem: Problem, plan: ColumnsPlan, operands: Operands, mask: NDArray[A
     x, out, flags = flat(operands.x), flat(operands.out), None if mask is None else flat(mask)
     shape = _shape(plan, sets, weight, operands, threads.available())
     field, size = int(shape[ck.FIELD]), problem.dtype.itemsize
-    shape[ck.STREAMED] = operands.x.size * size >= STREAM_BYTES and _aligned(plan, out, bool(shape[ck.FLAT]))
+    if operands.x.size * size >= STREAM_BYTES and (line := _in_line(plan, out, bool(shape[ck.FLAT]))):
+        shape[ck.STREAMED], shape[ck.HEAD] = 1, -out.ctypes.data % line // size
     prefix, dtype = "" if mask is None else "masked_", problem.dtype
     tiles = plan.outer * -(-plan.lanes // int(shape[ck.TILE]))
     blocks = -(-plan.length // BLOCK)
     with threads.sharing as chunks:
         if 2 * operands.x.size * size < PARALLEL_BYTES:
             chunks = 1
-        work = np.empty(chunks * ck.FIELDS * field)
-        factors, places = np.empty(chunks * 4 * field, sets.parameter), np.empty((chunks, 2, ck.MAX_SPAN), np.intp)
+        work, factors = (
+            _aligned_empty(chunks * ck.FIELDS * field, np.float64),
+            _aligned_empty(chunks * 4 * field, sets.parameter),
+        )
+        places = np.empty((chunks, 2, ck.MAX_SPAN), np.intp)
         yes = None if mask is None else np.empty(chunks * ck.MAX_SPAN * ck.MAX_FLAT if shape[ck.FLAT] else 1, np.bool_)
         args = (x, out, flags, weight, bias, mean, var, shape, problem.eps, work, factors, places, yes)
         if chunks == 1:
@@ -57,8 +61,13 @@ def run(problem: Problem, plan: ColumnsPlan, operands: Operands, mask: NDArray[A
 def _shape(plan: ColumnsPlan, sets: Sets, weight: NDArray[Any], operands: Operands, chunks: int) -> NDArray[np.int64]:
     """What the kernels are told."""
     size, lanes = operands.x.itemsize, plan.lanes
-    ends_meet = all(q[2] == lanes and q[0] % WIDTH == 0 for q in (plan.x[1], plan.out[1]))  # of 16 rows, in memory
-    flat_rows = ends_meet and lanes <= ck.MAX_FLAT and plan.length >= FLAT_LEAST and not sets.apart
+    flat_rows = (
+        _ends_meet(plan.x[1], lanes)
+        and _ends_meet(plan.out[1], lanes)
+        and lanes <= ck.MAX_FLAT
+        and plan.length >= FLAT_LEAST
+        and not sets.apart
+    )
     tile = lanes if flat_rows else _tile(plan, size, chunks)
     shape = np.zeros(ck.SHAPE, np.int64)
     shape[ck.OUTER], shape[ck.LENGTH], shape[ck.LANES], shape[ck.TILE] = plan.outer, plan.length, lanes, tile
@@ -70,23 +79,38 @@ def _shape(plan: ColumnsPlan, sets: Sets, weight: NDArray[Any], operands: Operan
     shape[ck.GIVEN], shape[ck.WANTED], shape[ck.PER_K] = sets.given, operands.mean is not None, sets.apart
     shape[ck.W_OUTER], shape[ck.W_LANE] = (lanes, 1) if weight.size == sets.number else (0, 0)
     shape[ck.M_STEP], shape[ck.SUMS] = plan.mask_step, 2 if operands.mask is None else 3
+    shape[ck.M_FLAT] = plan.mask_step == 1 and _ends_meet(plan.mask[1], lanes)
     for at, quad in zip(range(ck.X_OUTER, ck.SHAPE, 4), (*plan.x, *plan.out, *plan.mask), strict=True):
         shape[at : at + 4] = quad
     return shape
 
 
+def _ends_meet(rows: Quad, lanes: int) -> bool:
+    """Whether every 16 rows lie end to end, as one."""
+    return rows[2] == lanes and rows[0] % WIDTH == 0
+
+
 def _tile(plan: ColumnsPlan, size: int, chunks: int) -> int:
     """Columns of a tile: as many as may be, and as few as give every thread something to do; a multiple of WIDTH."""
-    widest = min(TILE_LANES, (TILE_BYTES if size < 8 else TILE_BYTES // 4) // size)  # float64 is read twice in each block
+    widest = TILE_BYTES // size
     while widest * size > TILE_LEAST and plan.outer * plan.lanes < widest * chunks * 4:
         widest //= 2
     number = -(-plan.lanes // widest)
     return -(-plan.lanes // (number * WIDTH)) * WIDTH
 
 
-def _aligned(plan: ColumnsPlan, out: NDArray[Any], flat_rows: bool) -> bool:
-    """Whether every vector of 16 that is written starts at a multiple of its size, or of a cache line."""
+def _aligned_empty(size: int, dtype: Any) -> NDArray[Any]:
+    """Memory from a multiple of a cache line on, so that no vector lies across two."""
+    nbytes = size * np.dtype(dtype).itemsize
+    raw = np.empty(nbytes + 63, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + nbytes].view(dtype)
+
+
+def _in_line(plan: ColumnsPlan, out: NDArray[Any], flat_rows: bool) -> int:
+    """The number of bytes, at a multiple of which vectors of 16 may be streamed, if all rows can have theirs there; else 0."""
     line = min(WIDTH * out.itemsize, 64)
     rows = plan.out[1]
     steps = [*plan.out[0][1:], rows[1], rows[2] * WIDTH if flat_rows else rows[2]]
-    return out.ctypes.data % line == 0 and all(step * out.itemsize % line == 0 for step in steps)
+    steps_fit = all(step * out.itemsize % line == 0 for step in steps)
+    return line if steps_fit and out.ctypes.data % out.itemsize == 0 else 0

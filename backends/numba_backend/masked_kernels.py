@@ -12,40 +12,39 @@ import numpy as np
 from numba import njit, prange
 
 from .kernels import BLOCK, INNER, M_ROWS, M_STEP, OUT_ROWS, ROWS, RUNS, WANTED, X_ROWS, apply_span, inline, merge, place
-from .masks import flags, flags_first, tally
-from .simd import WIDTH, element, fence, fma, is_double, load, load_first, pick, put, splat, total
+from .masks import choose, first_set, flags, flags_first, number
+from .simd import WIDTH, element, fence, fma, is_double, load, load_first, put, splat, total, unity
 
 
 @inline
 def masked_sums(x: Any, start: int, mask: Any, at: int, step: int, n: int, shift: float) -> Any:
-    """Count, sum and sum of squares of x - shift where the mask is 1, as `kernels.sums` adds."""
-    s = q = count = zero = splat(0.0, np.float64)
-    center = splat(shift, np.float64)
-    whole = n - n % WIDTH
+    """Count, sum and sum of squares of x - shift where the mask is True, as `kernels.sums` adds."""
+    s = q = zero = splat(0.0, np.float64)
+    one, center = splat(unity(x), np.float64), splat(shift, np.float64)
+    count, whole = 0, n - n % WIDTH
     for i in range(0, whole, WIDTH):
         yes = flags(mask, at + i * step, step)
-        d = pick(yes, load(x, start + i, np.float64) - center, zero)
-        s = s + d
+        d = choose(yes, load(x, start + i, np.float64) - center, zero)
+        s = fma(d, one, s)
         q = fma(d, d, q)
-        count = tally(count, yes)
+        count += number(yes)
     if whole < n:
         yes = flags_first(mask, at + whole * step, step, n - whole)
-        d = pick(yes, load_first(x, start + whole, n - whole, np.float64) - center, zero)
+        d = choose(yes, load_first(x, start + whole, n - whole, np.float64) - center, zero)
         s = s + d
         q = fma(d, d, q)
-        count = tally(count, yes)
-    return total(count), total(s), total(q)
+        count += number(yes)
+    return float(count), total(s), total(q)
 
 
 @inline
 def first_true(mask: Any, at: int, step: int, n: int) -> int:
-    """Position of the first 1 of n, or n."""
-    i = 0
-    while i + WIDTH <= n and total(flags(mask, at + i * step, step)) == 0.0:
-        i += WIDTH
-    while i < n and total(flags_first(mask, at + i * step, step, 1)) == 0.0:
-        i += 1
-    return i
+    """Position of the first True of n, or n."""
+    for i in range(0, n, WIDTH):
+        yes = flags(mask, at + i * step, step) if i + WIDTH <= n else flags_first(mask, at + i * step, step, n - i)
+        if number(yes) > 0:
+            return i + first_set(yes)
+    return n
 
 
 @inline
@@ -99,7 +98,8 @@ def masked_rows(
         if shape[WANTED]:
             put(mean, r, moments[0] + moments[1])
             put(var, r, moments[2])
-        apply_span(x, xi, out, oi, 0, n, weight, bias, r, moments, shape, eps)
+        for at in range((n - 1) // BLOCK * BLOCK, -1, -BLOCK):  # backwards: what was read last is still in cache
+            apply_span(x, xi, out, oi, at, min(n, at + BLOCK), weight, bias, r, moments, shape, eps)
 
 
 @njit(nogil=True, error_model="numpy", _nrt=False)

@@ -1,4 +1,4 @@
-"""Masks as lanes of 1 and 0, which select and count at once. A kernel that is given None for a mask is compiled without any."""
+"""Masks as WIDTH flags, which select and count at once. A kernel that is given None for a mask is compiled without any."""
 
 from __future__ import annotations
 
@@ -6,9 +6,23 @@ from typing import Any
 
 from llvmlite import ir
 from numba.core import cgutils, config, types
-from numba.extending import intrinsic
+from numba.core.datamodel.models import PrimitiveModel
+from numba.extending import intrinsic, register_model
 
-from .simd import WIDTH, Lanes, _broadcast, _constant, _one, _vector, f64, i1, i8, i32, i64
+from .simd import WIDTH, _broadcast, _call, _constant, _one, _vector, f64, i1, i8, i16, i32, i64
+
+
+class Flags(types.Type):
+    """The Numba type of a vector of WIDTH bits."""
+
+    def __init__(self) -> None:
+        super().__init__(name="Flags")
+
+
+@register_model(Flags)
+class _FlagsModel(PrimitiveModel):
+    def __init__(self, dmm: Any, fe_type: Flags) -> None:
+        super().__init__(dmm, fe_type, _vector(i1))
 
 
 @intrinsic
@@ -38,7 +52,7 @@ def flags(typingctx: Any, mask: Any, index: Any, step: Any) -> Any:
 
 @intrinsic
 def flags_first(typingctx: Any, mask: Any, index: Any, step: Any, count: Any) -> Any:
-    """As `flags`, for the first `count` < WIDTH lanes; the others are 0."""
+    """As `flags`, for the first `count` < WIDTH lanes; the others are unset."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         if sig.args[0] == types.none:
@@ -68,26 +82,71 @@ def copy_flag(typingctx: Any, mask: Any, index: Any, into: Any, at: Any) -> Any:
 
 
 @intrinsic
-def tally(typingctx: Any, count: Any, flags: Any) -> Any:
-    """count + flags; the count itself if the flags are None."""
+def copy_flags(typingctx: Any, mask: Any, index: Any, into: Any, at: Any) -> Any:
+    """Copy one element of a mask to WIDTH places of another array; nothing of None."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return args[0] if sig.args[1] == types.none else builder.fadd(*args)
+        if sig.args[0] != types.none:
+            byte = builder.load(_one(context, builder, sig.args[0], args[0], args[1]))
+            pointer = _one(context, builder, sig.args[2], args[2], args[3], i64(WIDTH))
+            builder.store(_broadcast(builder, byte), builder.bitcast(pointer, _vector(i8).as_pointer()), align=1)
+        return context.get_dummy_value()
+
+    return types.void(mask, types.intp, into, types.intp), codegen
+
+
+@intrinsic
+def tally(typingctx: Any, count: Any, flags: Any) -> Any:
+    """count + 1 in the lanes whose flag is set; the count itself if the flags are None."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        if sig.args[1] == types.none:
+            return args[0]
+        return builder.fadd(args[0], builder.select(args[1], _constant(f64, 1.0), _constant(f64, 0.0)))
 
     return count(count, flags), codegen
 
 
 @intrinsic
 def unless(typingctx: Any, seen: Any, flags: Any) -> Any:
-    """The flags where `seen` is 0, and 0 elsewhere; None of None."""
+    """The flags of the lanes where `seen` is 0; None of None."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         if sig.args[1] == types.none:
             return args[1]
-        zero = ir.Constant(args[0].type, None)
-        return builder.select(builder.fcmp_ordered("oeq", args[0], zero), args[1], zero)
+        return builder.and_(args[1], builder.fcmp_ordered("oeq", args[0], ir.Constant(args[0].type, None)))
 
     return flags(seen, flags), codegen
+
+
+@intrinsic
+def choose(typingctx: Any, flags: Any, a: Any, b: Any) -> Any:
+    """Lanes of a where the flag is set, of b elsewhere; all of a if the flags are None."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return args[1] if sig.args[0] == types.none else builder.select(*args)
+
+    return a(flags, a, b), codegen
+
+
+@intrinsic
+def number(typingctx: Any, flags: Any) -> Any:
+    """How many flags are set."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.zext(_call(builder, "llvm.ctpop.i16", i16, [builder.bitcast(args[0], i16)]), i64)
+
+    return types.intp(flags), codegen
+
+
+@intrinsic
+def first_set(typingctx: Any, flags: Any) -> Any:
+    """The position of the first flag that is set; WIDTH if none is."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.zext(_call(builder, "llvm.cttz.i16", i16, [builder.bitcast(args[0], i16), i1(0)]), i64)
+
+    return types.intp(flags), codegen
 
 
 @intrinsic
@@ -101,13 +160,12 @@ def is_none(typingctx: Any, value: Any) -> Any:
 
 
 def _flags_of(mask: Any) -> Any:
-    return types.none if mask == types.none else Lanes(types.float64)
+    return types.none if mask == types.none else Flags()
 
 
 def _as_flags(builder: Any, v: Any) -> Any:
-    yes = builder.icmp_unsigned("!=", v, ir.Constant(v.type, None))
-    return builder.select(yes, _constant(f64, 1.0), _constant(f64, 0.0))
+    return builder.icmp_unsigned("!=", v, ir.Constant(v.type, None))
 
 
 if config.DISABLE_JIT:
-    from .plain import copy_flag, flags, flags_first, is_none, tally, unless  # noqa: F401
+    from .plain import choose, copy_flag, copy_flags, first_set, flags, flags_first, is_none, number, tally, unless  # noqa: F401

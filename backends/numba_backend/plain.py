@@ -133,7 +133,7 @@ def flags(mask: Any, index: int, step: int) -> Any:
 def flags_first(mask: Any, index: int, step: int, count: int) -> Any:
     if mask is None:
         return None
-    lanes = np.zeros(WIDTH)
+    lanes = np.zeros(WIDTH, np.bool_)
     lanes[:count] = _memory(mask, index, count if step else 1)
     return lanes
 
@@ -143,8 +143,25 @@ def copy_flag(mask: Any, index: int, into: Any, at: int) -> None:
         _memory(into, at, 1)[...] = _memory(mask, index, 1)[0]
 
 
+def copy_flags(mask: Any, index: int, into: Any, at: int) -> None:
+    if mask is not None:
+        _memory(into, at, WIDTH)[...] = _memory(mask, index, 1)[0]
+
+
 def unless(seen: Any, flags: Any) -> Any:
-    return None if flags is None else np.where(seen == 0, flags, 0)
+    return None if flags is None else flags & (seen == 0)
+
+
+def choose(flags: Any, a: Any, b: Any) -> Any:
+    return a if flags is None else np.where(flags, a, b)
+
+
+def number(flags: Any) -> int:
+    return int(np.count_nonzero(flags))
+
+
+def first_set(flags: Any) -> int:
+    return int(np.argmax(flags)) if flags.any() else WIDTH
 
 
 def tally(count: Any, flags: Any) -> Any:

@@ -261,8 +261,18 @@ def store_first(typingctx: Any, array: Any, index: Any, count: Any, lanes: Any) 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         pointer, element = _address(context, builder, sig.args[0], args[0], args[1], args[2])
         v = _narrowed(builder, args[3], sig.args[0])
-        arguments = [v, pointer, i32(1), _first(builder, args[2])]
-        _call(builder, f"llvm.masked.store.v{WIDTH}{_SUFFIX[element]}.p0", ir.VoidType(), arguments)
+        place = cgutils.alloca_once_value(builder, v)
+        builder.store(v, place)
+        first = builder.bitcast(place, element.as_pointer())
+        into = builder.bitcast(pointer, element.as_pointer())
+        at = i64(0)
+        for n in (8, 4, 2, 1):  # not a masked store, after which these CPUs wait for the line
+            some = builder.icmp_unsigned("!=", builder.and_(args[2], i64(n)), i64(0))
+            with builder.if_then(some):
+                kind = ir.VectorType(element, n).as_pointer()
+                part = builder.load(builder.bitcast(builder.gep(first, [at]), kind), align=1)
+                builder.store(part, builder.bitcast(builder.gep(into, [at]), kind), align=1)
+            at = builder.add(at, builder.and_(args[2], i64(n)))
         return context.get_dummy_value()
 
     return types.void(array, types.intp, types.intp, lanes), codegen

@@ -17,6 +17,8 @@ from .layouts import ColumnsPlan, RowsPlan, flat
 from .rows import FETCH_BYTES, PARALLEL_BYTES, STREAM_BYTES, rows_at_once, splitting
 from .sets import Sets, rows_shape
 
+MASK_BYTES = 1 << 20  # no more of a mask is copied at once
+GAP_ROWS = 4  # so many rows ahead x is fetched if there are gaps: what the CPU fetches by itself there is in vain
 PART_BYTES = 1 << 18  # a part of a call is at least so large: some ten times what a call costs
 
 
@@ -36,9 +38,16 @@ def run(problem: Problem, operands: Operands) -> None:
             run(*_part(problem, operands, axis, i))
         return
     if plan is None and mask is not None and planned(problem, out, None) is not None:
-        mask = np.empty_like(x, np.bool_, subok=False)  # as x lies
-        mask[...] = operands.mask
-        plan = planned(problem, out, mask)
+        if x.size <= MASK_BYTES:
+            mask = np.empty_like(x, np.bool_, subok=False)  # as x lies
+            mask[...] = operands.mask
+            plan = planned(problem, out, mask)
+        elif kept := [a for a in range(x.ndim) if a not in problem.axes and x.shape[a] > 1]:
+            axis = max(kept, key=lambda a: abs(x.strides[a]))
+            many = max(1, MASK_BYTES * x.shape[axis] // x.size)
+            for i in range(0, x.shape[axis], many):
+                run(*_part(problem, operands, axis, i, many))
+            return
     if isinstance(plan, RowsPlan):
         _rows(problem, plan, operands, mask)
     elif isinstance(plan, ColumnsPlan):
@@ -61,11 +70,11 @@ def _outermost(problem: Problem, operands: Operands) -> int | None:
     return None if planned(part, arrays.out, mask) is None else axis
 
 
-def _part(problem: Problem, operands: Operands, axis: int, i: int) -> tuple[Problem, Operands]:
-    """The part of a call that has index i along a kept axis."""
+def _part(problem: Problem, operands: Operands, axis: int, i: int, many: int = 1) -> tuple[Problem, Operands]:
+    """The part of a call that has index i and so many along a kept axis."""
 
     def part(a: NDArray[Any] | None, axis: int = axis) -> Any:
-        return a if a is None or a.shape[axis] == 1 else a[(slice(None),) * axis + (slice(i, i + 1),)]
+        return a if a is None or a.shape[axis] == 1 else a[(slice(None),) * axis + (slice(i, i + many),)]
 
     x, mask = part(operands.x), operands.mask
     if mask is not None:
@@ -94,7 +103,9 @@ def _rows(problem: Problem, plan: RowsPlan, operands: Operands, mask: NDArray[An
     shape[kernels.PERIOD] = 1 if sets.apart else weight.size
     shape[kernels.STREAMED] = nbytes >= STREAM_BYTES
     shape[kernels.GROUP] = 0 if mask is not None else rows_at_once(problem, *shape[[kernels.RUNS, kernels.INNER]].tolist())
-    shape[kernels.AHEAD] = plan.x[2] * max(shape[kernels.GROUP], 1) if n * problem.dtype.itemsize <= FETCH_BYTES else 0
+    ahead = GAP_ROWS if plan.x[2] != n and GAP_ROWS * n * problem.dtype.itemsize <= FETCH_BYTES else 1
+    if n * problem.dtype.itemsize <= FETCH_BYTES:
+        shape[kernels.AHEAD] = plan.x[2] * max(shape[kernels.GROUP], ahead)
     for at, quad in ((kernels.X_ROWS, plan.x), (kernels.OUT_ROWS, plan.out), (kernels.M_ROWS, plan.mask)):
         shape[at : at + 4] = quad
     shape[kernels.M_STEP] = plan.mask_step
