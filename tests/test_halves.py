@@ -109,3 +109,21 @@ def test_parameters_of_another_dtype(run, assert_close, half, parameter):
     y, mean, rstd = run("layer_norm", x, 64, weight, bias, return_stats=True)
     assert (y.dtype, mean.dtype, rstd.dtype) == (dtype, np.float64, np.float64)
     assert_close(y, wide)
+
+
+@pytest.mark.parametrize("order", "CF")
+@pytest.mark.parametrize("near", [1.0, 1 + 2.0**-9, 1 + 2.0**-14, 1 - 2.0**-20])
+@pytest.mark.parametrize("offset", [0, 3, 500])
+def test_where_the_bias_takes_nearly_all_of_it(half, near, offset, order, assert_close):
+    """What is left of float32's digits would not be enough for a half: these elements are computed in float64."""
+    dtype, _ = half
+    x = (np.random.default_rng(3).normal(size=(40, 200)) + offset).astype(dtype)
+    weight = np.linspace(0.5, 40, 200, dtype=np.float32)
+    for r in (0, 7):
+        wide = nk.layer_norm(x.astype(np.float64), 200, weight.astype(np.float64), backend="numpy")
+        bias = (-near * wide[r]).astype(np.float32)
+        y = nk.layer_norm(np.asarray(x, order=order), 200, weight, bias, backend="numba")
+        assert_close(y, wide + bias)
+        bias = np.full(1, -near * wide[r, 50] / weight[50], np.float32)
+        y = nk.instance_norm(np.asarray(x[:, None], order=order), bias=bias, backend="numba")
+        assert_close(y[:, 0], wide / weight + bias)

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 
-from .kernels import BLOCK, affine, factors_of, inline, merge, place
+from .kernels import BLOCK, affine, doubtful, factors_of, inline, lanes, merge, place
 from .masks import choose, copy_flag, copy_flags, flags, flags_first, is_none, tally, unless
 from .simd import (
     WIDTH,
+    any_of,
     cast,
     element,
     fence,
@@ -283,7 +284,7 @@ def make_factors(x: Any, weight: Any, bias: Any, at: int, shape: Any, eps: float
         rstd = 1.0 / np.sqrt(var + eps) if var + eps != 0.0 else 0.0
         scale = rstd if shape[PER_K] else rstd * element(weight, at + j * shape[W_LANE])
         offset = 0.0 if shape[PER_K] else element(bias, at + j * shape[W_LANE])
-        single, center, scale, rest, offset = factors_of(moments, shape[LENGTH], scale, offset, itemsize(x) != 4)
+        single, center, scale, rest, offset = factors_of(moments, shape[LENGTH], scale, offset, is_double(x))
         put(work, w + WIDE * field + j, 0.0 if single else 1.0)
         put(work, w + CENTER * field + j, center)
         put(work, w + SCALE * field + j, scale)
@@ -307,18 +308,35 @@ def column_factors(array: Any, at: int, field: int, compute: Any) -> Any:
 
 
 @inline
-def normalized(x: Any, factors: Any, a: float, b: float, per_k: bool, compute: Any) -> Any:
-    """Lanes x normalized, then * a + b if weight and bias belong to the row."""
-    y = affine(x, factors)
-    return fma(y, splat(a, compute), splat(b, compute)) if per_k else y
+def in_double(x: Any, xi: int, n: int, work: Any, at: int, field: int, a: float, b: float, per_k: bool) -> Any:
+    """n neighbours normalized in float64; at `at` in `work` are the factors of their columns."""
+    y = affine(lanes(x, xi, n, np.float64), column_factors(work, at, field, np.float64))
+    return fma(y, splat(a, np.float64), splat(b, np.float64)) if per_k else y
+
+
+@inline
+def normalized(
+    x: Any, xi: int, n: int, factors: Any, work: Any, at: int, field: int, a: float, b: float, per_k: bool, compute: Any
+) -> Any:  # fmt: skip
+    """n neighbours normalized, then * a + b if weight and bias belong to the row; as `kernels.normalized` does it."""
+    y = affine(lanes(x, xi, n, compute), factors)
+    if per_k:
+        y = fma(y, splat(a, compute), splat(b, compute))
+    if itemsize(x) == 2:
+        offset = cast(factors[3], np.float32)
+        again = doubtful(cast(y, np.float32), offset, splat(a, np.float32), splat(b, np.float32))
+        if any_of(again):
+            y = pick(cast(again, compute), cast(in_double(x, xi, n, work, at, field, a, b, per_k), compute), y)
+    return y
 
 
 @inline
 def apply_lanes(
-    x: Any, xi: int, out: Any, oi: int, factors: Any, a: float, b: float, per_k: bool, streamed: int, ahead: int, compute: Any
-) -> None:
+    x: Any, xi: int, out: Any, oi: int, factors: Any, work: Any, at: int, field: int, a: float, b: float, per_k: bool,
+    streamed: int, ahead: int, compute: Any,
+) -> None:  # fmt: skip
     """Normalize WIDTH neighbours; streamed past the caches, while what lies `ahead` is fetched into them."""
-    y = normalized(load(x, xi, compute), factors, a, b, per_k, compute)
+    y = normalized(x, xi, WIDTH, factors, work, at, field, a, b, per_k, compute)
     if streamed:
         prefetch(x, xi + ahead)
         stream(out, oi, y)
@@ -335,37 +353,35 @@ def apply_row(
     field, per_k, streamed = shape[FIELD], shape[PER_K] != 0, shape[STREAMED]
     j = skip if head == 0 else 0
     while j < width:
-        n = min(width - j, head if j < head else WIDTH)
+        n, wide = min(width - j, head if j < head else WIDTH), w + CENTER * field + j
         factors = column_factors(array, at + j, field, compute)
-        wide = column_factors(work, w + CENTER * field + j, field, np.float64)
         if n == WIDTH and not mixed:
-            apply_lanes(x, xi + j, out, oi + j, factors, a, b, per_k, streamed, ahead, compute)
-        elif n == WIDTH:
-            y = normalized(load(x, xi + j, compute), factors, a, b, per_k, compute)
-            y64 = normalized(load(x, xi + j, np.float64), wide, a, b, per_k, np.float64)
-            store(out, oi + j, pick(load(work, w + WIDE * field + j, compute), cast(y64, compute), y))
+            apply_lanes(x, xi + j, out, oi + j, factors, work, wide, field, a, b, per_k, streamed, ahead, compute)
         else:
-            y = normalized(load_first(x, xi + j, n, compute), factors, a, b, per_k, compute)
+            y = normalized(x, xi + j, n, factors, work, wide, field, a, b, per_k, compute)
             if mixed:
-                y64 = normalized(load_first(x, xi + j, n, np.float64), wide, a, b, per_k, np.float64)
+                y64 = in_double(x, xi + j, n, work, wide, field, a, b, per_k)
                 y = pick(load(work, w + WIDE * field + j, compute), cast(y64, compute), y)
-            store_first(out, oi + j, n, y)
+            if n == WIDTH:
+                store(out, oi + j, y)
+            else:
+                store_first(out, oi + j, n, y)
         j = skip if j < head else j + WIDTH
 
 
 @inline
 def apply_rows(
-    x: Any, xi: Any, out: Any, oi: Any, head: int, skip: int, a: Any, b: Any, shape: Any, array: Any, at: int, ahead: int,
-    compute: Any,
+    x: Any, xi: Any, out: Any, oi: Any, head: int, skip: int, a: Any, b: Any, shape: Any, array: Any, at: int, work: Any,
+    w: int, ahead: int, compute: Any,
 ) -> None:  # fmt: skip
     """Normalize what lies between head and skip of four rows: the factors of its columns stay in registers meanwhile."""
     field, per_k, streamed = shape[FIELD], shape[PER_K] != 0, shape[STREAMED]
     for j in range(head, skip, WIDTH):
-        factors = column_factors(array, at + j, field, compute)
-        apply_lanes(x, xi[0] + j, out, oi[0] + j, factors, a[0], b[0], per_k, streamed, ahead, compute)
-        apply_lanes(x, xi[1] + j, out, oi[1] + j, factors, a[1], b[1], per_k, streamed, ahead, compute)
-        apply_lanes(x, xi[2] + j, out, oi[2] + j, factors, a[2], b[2], per_k, streamed, ahead, compute)
-        apply_lanes(x, xi[3] + j, out, oi[3] + j, factors, a[3], b[3], per_k, streamed, ahead, compute)
+        factors, wide = column_factors(array, at + j, field, compute), w + CENTER * field + j
+        apply_lanes(x, xi[0] + j, out, oi[0] + j, factors, work, wide, field, a[0], b[0], per_k, streamed, ahead, compute)
+        apply_lanes(x, xi[1] + j, out, oi[1] + j, factors, work, wide, field, a[1], b[1], per_k, streamed, ahead, compute)
+        apply_lanes(x, xi[2] + j, out, oi[2] + j, factors, work, wide, field, a[2], b[2], per_k, streamed, ahead, compute)
+        apply_lanes(x, xi[3] + j, out, oi[3] + j, factors, work, wide, field, a[3], b[3], per_k, streamed, ahead, compute)
 
 
 @inline
@@ -383,7 +399,7 @@ def apply_with(
             xs = four_places(xi, k, step, shape, X_LENGTH)
             outs = four_places(oi, k, step, shape, OUT_LENGTH)
             a, b = four(weight, k, 1.0, per_k), four(bias, k, 0.0, per_k)
-            apply_rows(x, xs, out, outs, head, skip, a, b, shape, array, at, ahead, compute)
+            apply_rows(x, xs, out, outs, head, skip, a, b, shape, array, at, work, w, ahead, compute)
         for i in range(k, k + rows * step, step):
             n = width * min(step, stop - i)
             if rows == 1 or head > 0 or skip < n:
@@ -419,13 +435,13 @@ def apply(
     field = shape[FIELD]
     before = max(start - shape[SPAN], 0)  # where the next elements are
     ahead = place(before, shape, X_LENGTH) - place(start, shape, X_LENGTH)
-    if itemsize(x) == 4:
+    if is_double(x):
         apply_with(
-            x, xi, out, oi, start, stop, width, weight, bias, shape, factors, c * 4 * field, work, w, mixed, ahead, np.float32
+            x, xi, out, oi, start, stop, width, weight, bias, shape, work, w + CENTER * field, work, w, False, ahead, np.float64
         )
     else:
         apply_with(
-            x, xi, out, oi, start, stop, width, weight, bias, shape, work, w + CENTER * field, work, w, False, ahead, np.float64
+            x, xi, out, oi, start, stop, width, weight, bias, shape, factors, c * 4 * field, work, w, mixed, ahead, np.float32
         )
 
 

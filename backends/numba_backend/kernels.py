@@ -13,7 +13,10 @@ from numba import njit
 
 from .simd import (
     WIDTH,
+    above,
     address,
+    any_of,
+    cast,
     element,
     fma,
     is_double,
@@ -21,7 +24,9 @@ from .simd import (
     keep_first,
     load,
     load_first,
+    magnitude,
     one_by_one,
+    pick,
     prefetch,
     root,
     splat,
@@ -32,6 +37,7 @@ from .simd import (
     unity,
 )
 
+CLOSE = 2.0**-8  # to a term of it: at most so much is left of its digits that float32 is not exact enough for a half
 BLOCK = 4096  # elements whose moments are taken at once: they stay in L1, and any kernel can start at any block
 
 # What stands where in `shape`
@@ -118,41 +124,58 @@ def affine(x: Any, factors: Any) -> Any:
 
 
 @inline
+def doubtful(y: Any, offset: Any, a: Any, b: Any) -> Any:
+    """1 where y, computed in float32 as (...+ offset) * a + b, is so much smaller than a term of it that a half would show."""
+    return above(fma(magnitude(offset), magnitude(a), magnitude(b)) * splat(CLOSE, np.float32), magnitude(y))
+
+
+@inline
+def normalized(
+    x: Any, xi: int, k: int, weight: Any, bias: Any, w: int, per_element: bool, factors: Any, wide: Any, compute: Any
+) -> Any:  # fmt: skip
+    """k normalized elements; of half types, those that need it in float64."""
+    y = affine(lanes(x, xi, k, compute), factors)
+    a, b = splat(1.0, compute), splat(0.0, compute)
+    if per_element:
+        a, b = lanes(weight, w, k, compute), lanes(bias, w, k, compute)
+        y = fma(y, a, b)
+    if itemsize(x) == 2:
+        again = doubtful(cast(y, np.float32), cast(factors[3], np.float32), cast(a, np.float32), cast(b, np.float32))
+        if any_of(again):
+            y64 = affine(lanes(x, xi, k, np.float64), wide)
+            if per_element:
+                y64 = fma(y64, lanes(weight, w, k, np.float64), lanes(bias, w, k, np.float64))
+            y = pick(cast(again, compute), cast(y64, compute), y)
+    return y
+
+
+@inline
+def lanes(array: Any, i: int, k: int, compute: Any) -> Any:
+    """k <= WIDTH elements."""
+    return load(array, i, compute) if k == WIDTH else load_first(array, i, k, compute)
+
+
+@inline
 def apply_lanes(
-    x: Any, xi: int, out: Any, oi: int, n: int, weight: Any, bias: Any, w: int, per_element: bool, factors: Any,
+    x: Any, xi: int, out: Any, oi: int, n: int, weight: Any, bias: Any, w: int, per_element: bool, factors: Any, wide: Any,
     streamed: int, ahead: int, compute: Any,
 ) -> None:  # fmt: skip
     """Normalize n elements; streamed past the caches, while what lies `ahead` is fetched into them."""
     head = min(n, misaligned(out, oi)) if streamed else 0
     rest = (n - head) % WIDTH
-    if head > 0:
-        apply_first(x, xi, out, oi, head, weight, bias, w, per_element, factors, compute)
-    step, start = (-WIDTH, n - rest - WIDTH) if leads(x, xi, out, oi) else (WIDTH, head)
+    for i, k in ((0, head), (n - rest, rest)):
+        if k > 0:
+            store_first(out, oi + i, k, normalized(x, xi + i, k, weight, bias, w + i, per_element, factors, wide, compute))
+    step, i = (-WIDTH, n - rest - WIDTH) if leads(x, xi, out, oi) else (WIDTH, head)
     for _ in range((n - head) // WIDTH):
         one_by_one()
-        y = affine(load(x, xi + start, compute), factors)
-        if per_element:
-            y = fma(y, load(weight, w + start, compute), load(bias, w + start, compute))
+        y = normalized(x, xi + i, WIDTH, weight, bias, w + i, per_element, factors, wide, compute)
         if streamed:
-            prefetch(x, xi + start + ahead)
-            stream(out, oi + start, y)
+            prefetch(x, xi + i + ahead)
+            stream(out, oi + i, y)
         else:
-            store(out, oi + start, y)
-        start += step
-    if rest > 0:
-        k = n - rest
-        apply_first(x, xi + k, out, oi + k, rest, weight, bias, w + k, per_element, factors, compute)
-
-
-@inline
-def apply_first(
-    x: Any, xi: int, out: Any, oi: int, n: int, weight: Any, bias: Any, w: int, per_element: bool, factors: Any, compute: Any
-) -> None:
-    """Normalize n < WIDTH elements."""
-    y = affine(load_first(x, xi, n, compute), factors)
-    if per_element:
-        y = fma(y, load_first(weight, w, n, compute), load_first(bias, w, n, compute))
-    store_first(out, oi, n, y)
+            store(out, oi + i, y)
+        i += step
 
 
 @inline
@@ -177,8 +200,7 @@ def factors_of(moments: Any, n: int, scale: float, offset: float, wide: bool) ->
 
     Computed in float32 where float32 in and out allow it: d is exact where the mean is large, as center is the mean rounded to
     x's precision, and where it is small, center is 0; what center lacks of the mean is in the offset. What the scale lacks is
-    in the rest, of the same sign and never 0, so that an infinite d stays what it is. n elements share the moments. Half types
-    are wide: where y nearly cancels with the bias, an error of float32 would be many units in the last place of the half.
+    in the rest, of the same sign and never 0, so that an infinite d stays what it is. n elements share the moments.
     """
     origin, mean, var = moments
     single = not wide and var * n < 1e76 and (1e-30 < abs(scale) < 1e30 or scale == 0.0)
@@ -193,15 +215,15 @@ def apply(
     offset: float, shape: Any,
 ) -> None:  # fmt: skip
     """y = (x - mean) * scale + offset of a run, then * weight + bias if there is one of each for every element."""
-    single, center, scale, rest, offset = factors_of(moments, shape[RUNS] * shape[INNER], scale, offset, itemsize(x) != 4)
+    single, center, scale, rest, offset = factors_of(moments, shape[RUNS] * shape[INNER], scale, offset, is_double(x))
     streamed = shape[STREAMED] if address(out) % itemsize(out) == 0 else 0  # an unaligned array has no place to stream to
     ahead = shape[AHEAD]
+    wide = splat(center, np.float64), splat(scale, np.float64), splat(rest, np.float64), splat(offset, np.float64)
     if single:
         factors = splat(center, np.float32), splat(scale, np.float32), splat(rest, np.float32), splat(offset, np.float32)
-        apply_lanes(x, xi, out, oi, n, weight, bias, w, per_element, factors, streamed, ahead, np.float32)
+        apply_lanes(x, xi, out, oi, n, weight, bias, w, per_element, factors, wide, streamed, ahead, np.float32)
     else:
-        wide = splat(center, np.float64), splat(scale, np.float64), splat(rest, np.float64), splat(offset, np.float64)
-        apply_lanes(x, xi, out, oi, n, weight, bias, w, per_element, wide, streamed, ahead, np.float64)
+        apply_lanes(x, xi, out, oi, n, weight, bias, w, per_element, wide, wide, streamed, ahead, np.float64)
 
 
 @inline

@@ -16,9 +16,9 @@ WIDTH = 16
 STACK = 40 * WIDTH
 
 __all__ = [
-    "above", "address", "cast", "element", "fence", "fma", "interleaved", "is_double", "itemsize", "keep_first", "load",
-    "load_first", "one_by_one", "pick", "prefetch", "put", "root", "roots", "splat", "stack", "store", "store_first", "stream",
-    "total", "unity",
+    "above", "address", "any_of", "cast", "element", "fence", "fma", "interleaved", "is_double", "itemsize", "keep_first",
+    "load", "load_first", "magnitude", "one_by_one", "pick", "prefetch", "put", "root", "roots", "splat", "stack", "store",
+    "store_first", "stream", "total", "unity",
 ]  # fmt: skip
 
 _NUMBERS = np.arange(WIDTH)
@@ -100,6 +100,14 @@ def roots(lanes: Any) -> Any:
 
 def above(a: Any, b: Any) -> Any:
     return (a > b).astype(a.dtype)
+
+
+def magnitude(lanes: Any) -> Any:
+    return np.abs(lanes)
+
+
+def any_of(lanes: Any) -> bool:
+    return bool((lanes != 0).any())
 
 
 def stack(compute: Any) -> Any:

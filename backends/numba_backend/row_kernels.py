@@ -95,8 +95,10 @@ def group_moments(x: Any, shape: Any, r: int, rows: int, work: Any) -> Any:
 
 
 @inline
-def group_factors(x: Any, weight: Any, bias: Any, shape: Any, r: int, rows: int, eps: float, work: Any, factors: Any) -> bool:
-    """From the moments in `work`, the factors of y for a few rows, as `factors_of` makes them; whether float32 does for all."""
+def group_factors(
+    x: Any, weight: Any, bias: Any, shape: Any, r: int, rows: int, eps: float, work: Any, single: Any, double: Any
+) -> bool:
+    """From the moments in `work`, the factors of y for a few rows, as `factors_of` makes them; whether they do for all rows."""
     one, zero = splat(1.0, np.float64), splat(0.0, np.float64)
     mean, var = load(work, MEAN, np.float64), load(work, VAR, np.float64)
     biased = var + splat(eps, np.float64)
@@ -108,33 +110,47 @@ def group_factors(x: Any, weight: Any, bias: Any, shape: Any, r: int, rows: int,
             put(work, SCALE + i, element(weight, w))
             put(work, OFFSET + i, element(bias, w))
         scale, offset = scale * load(work, SCALE, np.float64), load(work, OFFSET, np.float64)
-    single = itemsize(x) == 4
     center, origin = load(work, ORIGIN, np.float64) + mean, load(work, ORIGIN, np.float64)
     center = pick(above(center * center, var), center, zero)
-    below = scale * splat(1.0 - (2.0**-24 if single else 2.0**-52), np.float64)
-    if single:
+    below = scale * splat(1.0 - (2.0**-52 if is_double(x) else 2.0**-24), np.float64)
+    if not is_double(x):
         center = cast(cast(center, np.float32), np.float64)
         below = cast(cast(below, np.float32), np.float64)
-    store(factors, 0, center)
-    store(factors, WIDTH, below)
-    store(factors, 2 * WIDTH, scale - below)
-    store(factors, 3 * WIDTH, offset - ((origin - center) + mean) * scale)
+    rest, offset = scale - below, offset - ((origin - center) + mean) * scale
+    keep_factors(single, center, below, rest, offset)
+    keep_factors(double, center, below, rest, offset)
     square = scale * scale
     fits = above(square, splat(1e-58, np.float64)) * above(splat(1e58, np.float64), square)
     fits = pick(scale, fits, one) * above(splat(1e76, np.float64), var * splat(shape[RUNS] * shape[INNER], np.float64))
-    return not single or total(fits) == WIDTH
+    return is_double(x) or total(fits) == WIDTH
+
+
+@inline
+def keep_factors(factors: Any, center: Any, scale: Any, rest: Any, offset: Any) -> None:
+    """Write down the factors of each row."""
+    store(factors, 0, center)
+    store(factors, WIDTH, scale)
+    store(factors, 2 * WIDTH, rest)
+    store(factors, 3 * WIDTH, offset)
+
+
+@inline
+def factors_in(factors: Any, i: int, compute: Any) -> Any:
+    """The factors of one row, in all lanes."""
+    center, scale = splat(element(factors, i), compute), splat(element(factors, WIDTH + i), compute)
+    return center, scale, splat(element(factors, 2 * WIDTH + i), compute), splat(element(factors, 3 * WIDTH + i), compute)
 
 
 @inline
 def group(
     x: Any, out: Any, weight: Any, bias: Any, mean: Any, var: Any, shape: Any, eps: float, r: int, rows: int, work: Any,
-    factors: Any, compute: Any,
+    single: Any, double: Any,
 ) -> bool:  # fmt: skip
     """A few short rows from r on: what is done once for a row is done for all of them. False if one of them needs float64."""
     means, variances = group_moments(x, shape, r, rows, work)
     store(work, MEAN, means)
     store(work, VAR, variances)
-    if not group_factors(x, weight, bias, shape, r, rows, eps, work, factors):
+    if not group_factors(x, weight, bias, shape, r, rows, eps, work, single, double):
         return False
     if shape[WANTED]:
         for i in range(rows):
@@ -145,12 +161,13 @@ def group(
     streamed = shape[STREAMED] if address(out) % itemsize(out) == 0 else 0
     i, step = (rows - 1, -1) if leads(x, place(r, shape, X_ROWS), out, place(r, shape, OUT_ROWS)) else (0, 1)
     for _ in range(rows):
-        lanes = (
-            splat(element(factors, i), compute), splat(element(factors, WIDTH + i), compute),
-            splat(element(factors, 2 * WIDTH + i), compute), splat(element(factors, 3 * WIDTH + i), compute),
-        )  # fmt: skip
         xi, oi = place(r + i, shape, X_ROWS), place(r + i, shape, OUT_ROWS)
-        apply_lanes(x, xi, out, oi, n, weight, bias, 0, per_element, lanes, streamed, shape[AHEAD], compute)
+        wide = factors_in(double, i, np.float64)
+        if is_double(x):
+            apply_lanes(x, xi, out, oi, n, weight, bias, 0, per_element, wide, wide, streamed, shape[AHEAD], np.float64)
+        else:
+            factors = factors_in(single, i, np.float32)
+            apply_lanes(x, xi, out, oi, n, weight, bias, 0, per_element, factors, wide, streamed, shape[AHEAD], np.float32)
         i += step
     return True
 
@@ -182,12 +199,7 @@ def rows(x: Any, out: Any, weight: Any, bias: Any, mean: Any, var: Any, shape: A
             store(work, i, splat(0.0, np.float64))
     for r in range(first, last, many):
         k = min(many, last - r)
-        done = False
-        if k >= LEAST and itemsize(x) == 4:
-            done = group(x, out, weight, bias, mean, var, shape, eps, r, k, work, single, np.float32)
-        elif k >= LEAST:
-            done = group(x, out, weight, bias, mean, var, shape, eps, r, k, work, double, np.float64)
-        if not done:
+        if k < LEAST or not group(x, out, weight, bias, mean, var, shape, eps, r, k, work, single, double):
             for i in range(r, r + k):
                 row(x, out, weight, bias, mean, var, shape, eps, i)
 

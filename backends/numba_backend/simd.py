@@ -386,6 +386,28 @@ def above(typingctx: Any, a: Any, b: Any) -> Any:
 
 
 @intrinsic
+def magnitude(typingctx: Any, lanes: Any) -> Any:
+    """The absolute value of each lane."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        v = args[0].type
+        return _call(builder, f"llvm.fabs.v{WIDTH}{_SUFFIX[v.element]}", v, list(args))
+
+    return lanes(lanes), codegen
+
+
+@intrinsic
+def any_of(typingctx: Any, lanes: Any) -> Any:
+    """Whether any lane is not 0."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        bits = builder.fcmp_unordered("une", args[0], ir.Constant(args[0].type, None))
+        return builder.icmp_unsigned("!=", builder.bitcast(bits, i16), i16(0))
+
+    return types.boolean(lanes), codegen
+
+
+@intrinsic
 def stack(typingctx: Any, compute: Any) -> Any:
     """An array of STACK floats on this thread's stack: it holds nothing yet, and is gone with the call."""
     array = types.Array(compute.dtype, 1, "C")
