@@ -1,6 +1,7 @@
 """One answer for every layout: where elements lie, how they are stored and cut up does not show in the bits."""
 
 import math
+import os
 
 import hypothesis
 import ml_dtypes
@@ -252,6 +253,7 @@ def test_what_is_copied(x, lies):
     assert lies in dict(nk.explain("layer_norm", x, backend="numba").lines)["layout"]
 
 
+@pytest.mark.skipif(bool(os.environ.get("NUMBA_DISABLE_JIT")), reason="plain NumPy, for debugging, makes its lanes anew")
 def test_memory_stays_at_the_output(script):
     """Of every layout and with a mask: no more is allocated than the output, blocks and some kilobytes."""
     code = """
@@ -292,3 +294,14 @@ def test_more_than_2_to_the_31_elements():
     np.testing.assert_allclose(mean, 1 + 16 / len(lanes), rtol=1e-12)
     assert (y[-4:] > 100).all()
     assert (y[:-4] < 0).all()
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 3, 5])
+@pytest.mark.parametrize("inner", [192, 224, 48])
+def test_rows_of_few_lanes_in_bundles(lanes, inner):
+    """What is taken as one row must not reach over the end of a bundle, wherever a span or a block of 4096 ends."""
+    x = np.random.default_rng(0).standard_normal((90, 4, inner, lanes), np.float32)
+    y = nk.layer_norm(x, axis=(0, 2), backend="numba")
+    rows = np.ascontiguousarray(x.transpose(1, 3, 0, 2)).reshape(4 * lanes, -1)
+    expected = nk.layer_norm(rows, backend="numba").reshape(4, lanes, 90, inner).transpose(2, 0, 3, 1)
+    assert np.ascontiguousarray(y).tobytes() == np.ascontiguousarray(expected).tobytes()

@@ -72,8 +72,12 @@ def _shape(plan: ColumnsPlan, sets: Sets, weight: NDArray[Any], operands: Operan
     shape = np.zeros(ck.SHAPE, np.int64)
     shape[ck.OUTER], shape[ck.LENGTH], shape[ck.LANES], shape[ck.TILE] = plan.outer, plan.length, lanes, tile
     if flat_rows:
-        many = WIDTH * max(1, min(FLAT_WIDTH // lanes, plan.length // 16) // WIDTH)
-        shape[ck.FLAT] = many if all(q[0] % many == 0 for q in (plan.x[1], plan.out[1])) else WIDTH
+        many = WIDTH  # powers of two, so that no span or block ends within what is taken as one row
+        while 2 * many <= min(FLAT_WIDTH // lanes, plan.length // 16) and all(
+            q[0] % (2 * many) == 0 for q in (plan.x[1], plan.out[1])
+        ):
+            many *= 2
+        shape[ck.FLAT] = many
     shape[ck.SPAN] = max(WIDTH, min(ck.MAX_SPAN, SPAN_BYTES // (tile * size) // WIDTH * WIDTH))
     shape[ck.FIELD] = max(WIDTH, int(shape[ck.FLAT])) * tile + WIDTH
     shape[ck.GIVEN], shape[ck.WANTED], shape[ck.PER_K] = sets.given, operands.mean is not None, sets.apart
