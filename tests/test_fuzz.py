@@ -27,6 +27,12 @@ def test_a_thousand_calls():
     assert {"InputTypeError", "InputValueError", "DegenerateShapeError"} <= outcomes.keys()
 
 
+@pytest.mark.parametrize("seed", [20002174, 10058917])
+def test_what_was_once_wrong(seed):
+    """Rows of two lanes that lie in bundles; a bfloat16 near the end of its range."""
+    assert fuzz(seed, 1, 300)["right"] == 1
+
+
 def test_calls_that_hypothesis_chooses(script):
     code = """
 import sys; sys.path.insert(0, PATH)

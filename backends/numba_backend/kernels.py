@@ -125,8 +125,13 @@ def affine(x: Any, factors: Any) -> Any:
 
 @inline
 def doubtful(y: Any, offset: Any, a: Any, b: Any) -> Any:
-    """1 where y, computed in float32 as (...+ offset) * a + b, is so much smaller than a term of it that a half would show."""
-    return above(fma(magnitude(offset), magnitude(a), magnitude(b)) * splat(CLOSE, np.float32), magnitude(y))
+    """Not 0 where y, computed in float32 as (...+ offset) * a + b, is so much smaller than a term of it that a half would show.
+
+    Nor where y is so large that something on the way to it may have been beyond float32's range.
+    """
+    size = magnitude(y)
+    small = above(fma(magnitude(offset), magnitude(a), magnitude(b)) * splat(CLOSE, np.float32), size)
+    return small + above(size, splat(1e37, np.float32))
 
 
 @inline
