@@ -11,7 +11,7 @@ import os
 import sys
 from math import prod
 from pathlib import Path
-from threading import Lock
+from threading import Lock, get_ident
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -52,16 +52,21 @@ class _Alone:
     """`with _Alone() as mine:`, where `mine` says whether the pool may be touched.
 
     A finalizer or a signal handler may have interrupted the pool's own work on this thread, which then cannot go on before
-    it ends: so nobody waits for long.
+    it ends: so it does not wait, and nobody waits for long.
     """
+
+    within: int | None = None  # the thread that is in the pool
 
     def __enter__(self) -> bool:
         self.lock = _lock
-        self.mine = self.lock.acquire(timeout=PATIENCE)
+        self.mine = _Alone.within != get_ident() and self.lock.acquire(timeout=PATIENCE)
+        if self.mine:
+            _Alone.within = get_ident()
         return self.mine
 
     def __exit__(self, *_: object) -> None:
         if self.mine:
+            _Alone.within = None
             self.lock.release()
 
 
@@ -180,7 +185,7 @@ def _first_limit() -> int:
 
 def _after_fork() -> None:
     global _lock
-    _lock = Lock()  # another thread may have held it
+    _lock, _Alone.within = Lock(), None  # another thread may have held it
 
 
 if hasattr(os, "register_at_fork"):

@@ -125,3 +125,14 @@ def test_blocks_fit_without_waste():
 
 def test_an_output_starts_on_a_page():
     assert place(pool.empty(SHAPE, FLOAT)) % pool.PAGE == 0
+
+
+def test_who_interrupts_the_pool_does_not_wait_for_itself(monkeypatch):
+    monkeypatch.setattr(pool, "PATIENCE", 3600)
+    with pool._Alone() as interrupted:
+        assert interrupted
+        with pool._Alone() as interrupting:
+            assert not interrupting
+        assert pool.empty((1 << 20,), np.dtype(np.float32)).size == 1 << 20  # not from the pool
+    with pool._Alone() as after:
+        assert after
