@@ -140,7 +140,7 @@ def same_bits():
 def script():
     """Run code in a fresh interpreter where warnings are errors; returns what it printed."""
 
-    def script(code, cwd=None, timeout=120, **environment):
+    def script(code, cwd=None, timeout=300, **environment):
         env = os.environ | {k: str(v) for k, v in environment.items()}
         done = subprocess.run(
             [sys.executable, "-W", "error", "-c", code], cwd=cwd, env=env, timeout=timeout, capture_output=True, text=True

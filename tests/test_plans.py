@@ -43,6 +43,21 @@ def test_every_argument_counts(x):
         np.testing.assert_allclose(got, nk.layer_norm(x, backend="numpy", **options), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", ["float16", ">f4", "float64"])
+def test_parameters_of_another_dtype_are_planned_too(x, dtype):
+    x = x.astype(np.float16)
+    weight, bias = np.arange(8).astype(dtype), np.full(8, 1e300 if dtype == "float64" else 3).astype(dtype)
+    expected = nk.layer_norm(x, weight=weight, bias=bias, backend="numba")
+    assert len(plans) == 1
+    for _ in range(2):
+        np.testing.assert_array_equal(nk.layer_norm(x, weight=weight, bias=bias, backend="numba"), expected)
+    np.testing.assert_allclose(expected, nk.layer_norm(x, weight=weight, bias=bias, backend="numpy"), rtol=1e-3)
+    assert len(plans) == 1
+    assert len(next(iter(plans.values()))) == 1
+    weight[:] = 0  # a plan holds none of its arrays
+    assert (nk.layer_norm(x, weight=weight, backend="numba") == 0).all()
+
+
 def test_wrong_arguments_still_raise_after_right_ones(x):
     weight = np.ones(8, np.float32)
     for _ in range(2):

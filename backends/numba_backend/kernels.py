@@ -13,7 +13,6 @@ from numba import njit
 
 from .simd import (
     WIDTH,
-    above,
     address,
     any_of,
     cast,
@@ -26,6 +25,7 @@ from .simd import (
     load_first,
     magnitude,
     one_by_one,
+    outside,
     pick,
     prefetch,
     root,
@@ -129,9 +129,9 @@ def doubtful(y: Any, offset: Any, a: Any, b: Any) -> Any:
 
     Nor where y is so large that something on the way to it may have been beyond float32's range.
     """
-    size = magnitude(y)
-    small = above(fma(magnitude(offset), magnitude(a), magnitude(b)) * splat(CLOSE, np.float32), size)
-    return small + above(size, splat(1e37, np.float32))
+    close = splat(CLOSE, np.float32)
+    terms = fma(magnitude(offset) * close, magnitude(a), magnitude(b) * close)
+    return outside(magnitude(y), terms, splat(1e37, np.float32))
 
 
 @inline

@@ -17,8 +17,8 @@ STACK = 40 * WIDTH
 
 __all__ = [
     "above", "address", "any_of", "cast", "element", "fence", "fma", "interleaved", "is_double", "itemsize", "keep_first",
-    "load", "load_first", "magnitude", "one_by_one", "pick", "prefetch", "put", "root", "roots", "splat", "stack", "store",
-    "store_first", "stream", "total", "unity",
+    "load", "load_first", "magnitude", "one_by_one", "outside", "pick", "prefetch", "put", "root", "roots", "splat", "stack",
+    "store", "store_first", "stream", "total", "unity",
 ]  # fmt: skip
 
 _NUMBERS = np.arange(WIDTH)
@@ -104,6 +104,10 @@ def above(a: Any, b: Any) -> Any:
 
 def magnitude(lanes: Any) -> Any:
     return np.abs(lanes)
+
+
+def outside(v: Any, low: Any, high: Any) -> Any:
+    return ((v < low) | (v > high)).astype(v.dtype)
 
 
 def any_of(lanes: Any) -> bool:

@@ -55,13 +55,12 @@ class RowsCall:
         self._launch(x, out, weight, bias, mean, var, self._shape(mean, operands), self.problem.eps)
 
     def replay(self, operands: Operands, given_out: NDArray[Any] | None) -> Callable[..., NDArray[Any] | None] | None:
-        """What repeats a run without statistics, see `normkit.plans`; None if an array needs a conversion."""
+        """What repeats a run without statistics, see `normkit.plans`; None if x or out would have to be copied."""
         x, out = operands.x, operands.out
         given = [p for p in (operands.weight, operands.bias) if p is not None]
         if self.nbytes == 0 or x.ndim > MAX_NDIM or not out.flags.c_contiguous or not out.dtype.isnative:
             return None
-        if any(p.dtype != self.parameter or not p.flags.c_contiguous or p.ndim > MAX_NDIM for p in given):
-            return None
+        convert = any(p.dtype != self.parameter or not p.flags.c_contiguous or p.ndim > MAX_NDIM for p in given)
         alike, known, kinds = recognizer(x, operands.weight, operands.bias, given_out)
         run = self._launch if self.parallel else kernel("rows_serial", x.dtype)
         empty = np.empty if self.nbytes < pool.SMALLEST else pool.empty
@@ -71,6 +70,8 @@ class RowsCall:
         def again(x: Any, weight: Any, bias: Any, out: Any, kinds: Any = kinds) -> Any:
             if not alike(x, weight, bias, out, known):
                 return None
+            if convert:
+                weight, bias = self._parameter(weight, 1), self._parameter(bias, 0)
             if out is None:
                 out = empty(size, dtype)
             run(x, out, ones if weight is None else weight, zeros if bias is None else bias, UNUSED, UNUSED, shape, eps)

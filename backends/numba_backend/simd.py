@@ -397,6 +397,18 @@ def magnitude(typingctx: Any, lanes: Any) -> Any:
 
 
 @intrinsic
+def outside(typingctx: Any, v: Any, low: Any, high: Any) -> Any:
+    """1 in the lanes where v < low or v > high, 0 elsewhere."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        v, low, high = args
+        either = builder.or_(builder.fcmp_ordered("<", v, low), builder.fcmp_ordered(">", v, high))
+        return builder.uitofp(either, v.type)
+
+    return v(v, low, high), codegen
+
+
+@intrinsic
 def any_of(typingctx: Any, lanes: Any) -> Any:
     """Whether any lane is not 0."""
 
