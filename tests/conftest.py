@@ -4,6 +4,7 @@ import atexit
 import dataclasses
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,9 @@ hypothesis.settings.load_profile("normkit")
 if "NORMKIT_CACHE_DIR" not in os.environ:
     os.environ["NORMKIT_CACHE_DIR"] = tempfile.mkdtemp(prefix="normkit-tests-")
     atexit.register(shutil.rmtree, os.environ["NORMKIT_CACHE_DIR"], ignore_errors=True)
+
+# In the background a shell has SIGINT ignored, and children inherit that: Ctrl-C could not be tested.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 NUMPY_FAMILY = [name for name, entry in BUILT_IN.items() if entry.family == "numpy"]
 
