@@ -125,9 +125,9 @@ def affine(x: Any, factors: Any) -> Any:
 
 @inline
 def doubtful(y: Any, offset: Any, a: Any, b: Any) -> Any:
-    """Not 0 where y, computed in float32 as (...+ offset) * a + b, is so much smaller than a term of it that a half would show.
+    """1 where y, computed in float32 as (...+ offset) * a + b, is so much smaller than a term of it that a half would show.
 
-    Nor where y is so large that something on the way to it may have been beyond float32's range.
+    And where y is so large that something on the way to it may have been beyond float32's range.
     """
     close = splat(CLOSE, np.float32)
     terms = fma(magnitude(offset) * close, magnitude(a), magnitude(b) * close)

@@ -70,11 +70,12 @@ class RowsCall:
         def again(x: Any, weight: Any, bias: Any, out: Any, kinds: Any = kinds) -> Any:
             if not alike(x, weight, bias, out, known):
                 return None
+            weight, bias = ones if weight is None else weight, zeros if bias is None else bias
             if convert:
                 weight, bias = self._parameter(weight, 1), self._parameter(bias, 0)
             if out is None:
                 out = empty(size, dtype)
-            run(x, out, ones if weight is None else weight, zeros if bias is None else bias, UNUSED, UNUSED, shape, eps)
+            run(x, out, weight, bias, UNUSED, UNUSED, shape, eps)
             return out
 
         return again
