@@ -26,10 +26,11 @@ WASTE = 1.05  # a block may be this much larger than what it is lent for
 
 
 class Block(NamedTuple):
-    """Memory that the pool knows, and where in it an array may start."""
+    """Memory that the pool knows, where in it an array may start, and how many bytes that array may have."""
 
     memory: NDArray[np.uint8]
     offset: int
+    size: int
 
 
 _blocks: list[Block] = []
@@ -45,7 +46,7 @@ def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
         if not mine:
             return np.empty(shape, dtype)
         block = _idle_block(nbytes) or _new_block(nbytes)
-        return np.ndarray(shape, dtype, *block)  # under the lock: from here on it is not idle
+        return np.ndarray(shape, dtype, block.memory, block.offset)  # under the lock: from here on it is not idle
 
 
 class _Alone:
@@ -58,10 +59,10 @@ class _Alone:
     within: int | None = None  # the thread that is in the pool
 
     def __enter__(self) -> bool:
-        self.lock = _lock
-        self.mine = _Alone.within != get_ident() and self.lock.acquire(timeout=PATIENCE)
+        self.lock, me = _lock, get_ident()
+        self.mine = _Alone.within != me and (self.lock.acquire(False) or self.lock.acquire(timeout=PATIENCE))
         if self.mine:
-            _Alone.within = get_ident()
+            _Alone.within = me
         return self.mine
 
     def __exit__(self, *_: object) -> None:
@@ -125,10 +126,12 @@ def held() -> int:
 
 def _idle_block(nbytes: int) -> Block | None:
     """The smallest idle block that fits without much waste, moved to the end: the end is what was used last."""
+    if _blocks and _blocks[-1].size == nbytes and _idle(-1):
+        return _blocks[-1]
     best = -1
     for i in range(len(_blocks)):
-        size = _blocks[i].memory.nbytes - PAGE
-        if nbytes <= size <= nbytes * WASTE and (best < 0 or size < _blocks[best].memory.nbytes - PAGE) and _idle(i):
+        size = _blocks[i].size
+        if nbytes <= size <= nbytes * WASTE and (best < 0 or size < _blocks[best].size) and _idle(i):
             best = i
     if best < 0:
         return None
@@ -142,7 +145,7 @@ def _new_block(nbytes: int) -> Block:
     except MemoryError:
         _blocks.clear()
         memory = np.empty(nbytes + PAGE, np.uint8)
-    block = Block(memory, -memory.ctypes.data % PAGE)
+    block = Block(memory, -memory.ctypes.data % PAGE, nbytes)
     if _under_pressure():
         _blocks.clear()
     elif _make_room(memory.nbytes):
@@ -195,7 +198,7 @@ _limit = _first_limit()
 # References are counted exactly only under the GIL; what an idle block counts depends on the interpreter, so it is looked up.
 _counted = getattr(sys, "_is_gil_enabled", lambda: True)() and sys.implementation.name == "cpython"
 _idle_references = 0
-_blocks.append(Block(np.empty(1, np.uint8), 0))
+_blocks.append(Block(np.empty(1, np.uint8), 0, 1))
 while not _idle(0):
     _idle_references += 1
 _blocks.clear()

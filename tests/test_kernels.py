@@ -8,7 +8,7 @@ import pytest
 
 numba = pytest.importorskip("numba")
 
-from normkit.backends.numba_backend import compiling, row_kernels  # noqa: E402
+from normkit.backends.numba_backend import compiling, row_kernels, rows  # noqa: E402
 
 import normkit as nk  # noqa: E402
 
@@ -110,8 +110,9 @@ def test_short_rows_have_the_bits_of_columns(n, rows, dtype):
 
 @pytest.mark.parametrize("gap", [-2048, -64, -4, 0, 4, 60, 64, 68, 1024, 2044, 2048])
 @pytest.mark.parametrize("shape", [(40, 32), (7, 100), (3, 5000), (1, 4_200_000)])
-def test_out_anywhere_in_its_page(gap, shape):
+def test_out_anywhere_in_its_page(gap, shape, monkeypatch):
     """Which way a row is gone through depends on where out lies; the bits do not. The largest case is streamed."""
+    monkeypatch.setattr(rows, "STREAM_BYTES", 1 << 24)
     x = placed(shape, 2048)
     x[...] = np.random.default_rng(0).standard_normal(shape, np.float32)
     out = placed(shape, 2048 + gap)

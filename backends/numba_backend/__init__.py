@@ -16,7 +16,7 @@ from normkit.problem import Operands, Problem, Rows
 
 from . import cache, layouts, strided, threads
 from .compiling import kernel
-from .rows import RowsCall
+from .rows import STREAM_BYTES, RowsCall
 
 
 class NumbaBackend:
@@ -61,6 +61,7 @@ class NumbaBackend:
             "threading layer": threads.describe(),
             "threads": str(threads.available()),
             "kernels kept in": cache.describe(),
+            "outputs past the caches": f"from {STREAM_BYTES / 2**20:.0f} MiB on",
             "outputs kept": f"{pool.held() / 2**20:.0f} MiB of at most {pool.get_cache_limit() / 2**20:.0f} MiB for reuse",
         }
 

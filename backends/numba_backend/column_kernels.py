@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 
-from .kernels import BLOCK, affine, doubtful, factors_of, inline, lanes, merge, place
+from .kernels import BLOCK, affine, doubtful, factors_of, inline, lanes, merge, nearness, place
 from .masks import choose, copy_flag, copy_flags, flags, flags_first, is_none, tally, unless
 from .simd import (
     WIDTH,
@@ -177,8 +177,8 @@ def block_moments(
     first, shift, phases = w + B_FIRST * field, w + SHIFT * field, min(n, WIDTH)
     first_elements(x, xi, mask, mi, shape, k, n, width, work, first)
     for j in range(0, width, WIDTH):
-        store(work, shift + j, load(work, first + j, np.float64))
-    for _ in range(2 if is_double(x) else 1):
+        store(work, shift + j, load(work, first + j, np.float64) if is_double(x) else splat(0.0, np.float64))
+    for _ in range(2):
         for j in range(0, width, WIDTH):
             store(work, w + B_SHIFT * field + j, load(work, shift + j, np.float64))
         repeat(work, shift, width, WIDTH if flat else 1)
@@ -205,6 +205,7 @@ def block_moments(
                 add_up(x, xi, where, where_at, m_step, places, c, start, many, some, work, sums, shift, field, ahead)
         for f in range(shape[SUMS]):
             fold(work, w + f * field, pitch, phases)
+        again = False
         for j in range(width):
             count = float(n) if is_none(mask) else element(work, w + N * field + j)
             s, q = element(work, w + S * field + j), element(work, w + Q * field + j)
@@ -213,7 +214,11 @@ def block_moments(
             put(work, w + B_COUNT * field + j, count)
             put(work, w + B_DELTA * field + j, delta)
             put(work, w + B_M2 * field + j, max(m2, 0.0) if m2 == m2 else m2)
-            put(work, shift + j, element(work, shift + j) + delta)
+            if delta * delta * count > m2 * nearness(x):
+                put(work, shift + j, element(work, shift + j) + delta if is_double(x) else element(work, first + j))
+                again = True
+        if not again:
+            break
 
 
 @inline

@@ -68,21 +68,38 @@ def lane_sums(x: Any, start: int, n: int, shift: float) -> Any:
 
 
 @inline
-def block_moments(x: Any, start: int, n: int, origin: float, sweeps: int) -> Any:
+def nearness(x: Any) -> float:
+    """How far the mean may lie from a shift, in squared deviations, before too few digits of their sum are left.
+
+    The sums of a block lose at most 260 * 2**-53 of themselves: of float32, 2e-10 of the variance if they are not shifted.
+    """
+    return 4.0 if is_double(x) else 4096.0
+
+
+@inline
+def deviations(x: Any, start: int, n: int, shift: float) -> Any:
+    """(mean - shift, M2) of n elements from their sums; whether the shift is too far from the mean for that."""
+    lanes_s, lanes_q = lane_sums(x, start, n, shift)
+    s = total(lanes_s)
+    delta = s * (1.0 / n)
+    m2 = total(lanes_q) - s * delta
+    return delta, m2, delta * delta * n > m2 * nearness(x)
+
+
+@inline
+def block_moments(x: Any, start: int, n: int, origin: float) -> Any:
     """(mean - origin, M2) of n <= BLOCK elements.
 
-    Shifted by the first element, sums of squares in float64 lose at most n * 2**-53 of M2 to cancellation, which is
-    nothing to float32. For float64 a second sweep starts from the mean that the first one found.
+    The squares of float32 are exact in float64, and their sums good enough unless the mean is large; then they are shifted by
+    the first element, which leaves nothing of a constant. float64 is always shifted, and by the mean if that is too far from it.
     """
-    shift = element(x, start)
-    for _ in range(sweeps):
-        lanes_s, lanes_q = lane_sums(x, start, n, shift)
-        s, q = total(lanes_s), total(lanes_q)
-        delta = s * (1.0 / n)
-        m2 = q - s * delta
-        mean = (shift - origin) + delta
-        shift = shift + delta
-    return mean, max(m2, 0.0) if m2 == m2 else m2
+    first = element(x, start)
+    shift = first if is_double(x) else 0.0
+    delta, m2, far = deviations(x, start, n, shift)
+    if far:
+        shift = shift + delta if is_double(x) else first
+        delta, m2, far = deviations(x, start, n, shift)
+    return (shift - origin) + delta, max(m2, 0.0) if m2 == m2 else m2
 
 
 @inline
@@ -97,11 +114,10 @@ def merge(count: int, mean: float, m2: float, n: int, block_mean: float, block_m
 def row_moments(x: Any, start: int, n: int) -> Any:
     """(origin, mean - origin, variance) of a row; the origin is its first element, so that the sum of both is exact enough."""
     origin = element(x, start)
-    sweeps = 2 if is_double(x) else 1
     mean = m2 = 0.0
     for at in range(0, n, BLOCK):
         k = min(BLOCK, n - at)
-        block_mean, block_m2 = block_moments(x, start + at, k, origin, sweeps)
+        block_mean, block_m2 = block_moments(x, start + at, k, origin)
         if at == 0:
             mean, m2 = block_mean, block_m2
         else:

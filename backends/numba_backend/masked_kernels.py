@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 
-from .kernels import BLOCK, INNER, M_ROWS, M_STEP, OUT_ROWS, ROWS, RUNS, WANTED, X_ROWS, apply_span, inline, merge, place
+from .kernels import BLOCK, INNER, M_ROWS, M_STEP, OUT_ROWS, ROWS, RUNS, WANTED, X_ROWS, apply_span, inline, merge, nearness, place
 from .masks import choose, first_set, flags, flags_first, number
 from .simd import WIDTH, element, fence, fma, is_double, load, load_first, put, splat, total, unity
 
 
 @inline
-def masked_sums(x: Any, start: int, mask: Any, at: int, step: int, n: int, shift: float) -> Any:
-    """Count, sum and sum of squares of x - shift where the mask is True, as `kernels.sums` adds."""
+def masked_deviations(x: Any, start: int, mask: Any, at: int, step: int, n: int, shift: float) -> Any:
+    """(count, mean - shift, M2) where the mask is True, and whether the shift is too far, as `kernels.deviations` tells them."""
     s = q = zero = splat(0.0, np.float64)
     one, center = splat(unity(x), np.float64), splat(shift, np.float64)
     count, whole = 0, n - n % WIDTH
@@ -34,7 +34,10 @@ def masked_sums(x: Any, start: int, mask: Any, at: int, step: int, n: int, shift
         s = s + d
         q = fma(d, d, q)
         count += number(yes)
-    return float(count), total(s), total(q)
+    sum_s = total(s)
+    delta = sum_s * (1.0 / count)
+    m2 = total(q) - sum_s * delta
+    return float(count), delta, m2, delta * delta * count > m2 * nearness(x)
 
 
 @inline
@@ -53,13 +56,12 @@ def masked_block(x: Any, start: int, mask: Any, at: int, step: int, n: int) -> A
     i = first_true(mask, at, step, n)
     if i == n:
         return 0.0, 0.0, 0.0, 0.0, 0.0
-    first = shift = element(x, start + i)
-    count = delta = m2 = 0.0
-    for _ in range(2 if is_double(x) else 1):
-        shift = shift + delta
-        count, s, q = masked_sums(x, start, mask, at, step, n, shift)
-        delta = s * (1.0 / count)
-        m2 = q - s * delta
+    first = element(x, start + i)
+    shift = first if is_double(x) else 0.0
+    count, delta, m2, far = masked_deviations(x, start, mask, at, step, n, shift)
+    if far:
+        shift = shift + delta if is_double(x) else first
+        count, delta, m2, far = masked_deviations(x, start, mask, at, step, n, shift)
     return count, first, shift, delta, max(m2, 0.0) if m2 == m2 else m2
 
 

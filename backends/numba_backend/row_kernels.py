@@ -27,6 +27,7 @@ from .kernels import (
     lane_sums,
     leads,
     merge,
+    nearness,
     place,
     row_moments,
 )
@@ -34,6 +35,7 @@ from .simd import (
     WIDTH,
     above,
     address,
+    any_of,
     cast,
     element,
     fence,
@@ -71,27 +73,36 @@ def totals(work: Any, at: int) -> Any:
 
 
 @inline
+def group_deviations(x: Any, shape: Any, r: int, rows: int, shifted: bool, work: Any) -> Any:
+    """`deviations` of a few rows from r on, one in each lane, from their shifts in `work`."""
+    n = shape[RUNS] * shape[INNER]
+    for i in range(rows):
+        s, q = lane_sums(x, place(r + i, shape, X_ROWS), n, element(work, SHIFT + i) if shifted else 0.0)
+        store(work, S + i * WIDTH, s)
+        store(work, Q + i * WIDTH, q)
+    s = totals(work, S)
+    delta = s * splat(1.0 / n, np.float64)
+    m2 = totals(work, Q) - s * delta
+    return delta, m2, above(delta * delta * splat(float(n), np.float64), m2 * splat(nearness(x), np.float64))
+
+
+@inline
 def group_moments(x: Any, shape: Any, r: int, rows: int, work: Any) -> Any:
     """(mean - origin, variance) of a few rows from r on, one in each lane, as `row_moments` takes them of one."""
-    n = shape[RUNS] * shape[INNER]
-    share = splat(1.0 / n, np.float64)
+    zero = splat(0.0, np.float64)
     for i in range(rows):
         one_by_one()
-        first = element(x, place(r + i, shape, X_ROWS))
-        put(work, ORIGIN + i, first)
-        put(work, SHIFT + i, first)
-    for _ in range(2 if is_double(x) else 1):
-        for i in range(rows):
-            s, q = lane_sums(x, place(r + i, shape, X_ROWS), n, element(work, SHIFT + i))
-            store(work, S + i * WIDTH, s)
-            store(work, Q + i * WIDTH, q)
-        sums, shift = totals(work, S), load(work, SHIFT, np.float64)
-        delta = sums * share
-        m2 = totals(work, Q) - sums * delta
-        mean = (shift - load(work, ORIGIN, np.float64)) + delta
-        store(work, SHIFT, shift + delta)
-    zero = splat(0.0, np.float64)
-    return mean, pick(above(zero, m2), zero, m2) * share
+        put(work, ORIGIN + i, element(x, place(r + i, shape, X_ROWS)))
+    first = load(work, ORIGIN, np.float64)
+    shift = first if is_double(x) else zero
+    store(work, SHIFT, shift)
+    delta, m2, far = group_deviations(x, shape, r, rows, is_double(x), work)
+    if any_of(far):
+        shift = pick(far, shift + delta if is_double(x) else first, shift)
+        store(work, SHIFT, shift)
+        delta, m2, far = group_deviations(x, shape, r, rows, True, work)
+    share = splat(1.0 / (shape[RUNS] * shape[INNER]), np.float64)
+    return (shift - first) + delta, pick(above(zero, m2), zero, m2) * share
 
 
 @inline
@@ -235,7 +246,7 @@ def split_parallel(
             i = np.intp(c)
             for b in range(blocks * i // chunks, blocks * (i + 1) // chunks):
                 at = b * BLOCK
-                scratch[b, 0], scratch[b, 1] = block_moments(x, xi + at, min(BLOCK, n - at), origin, 2 if is_double(x) else 1)
+                scratch[b, 0], scratch[b, 1] = block_moments(x, xi + at, min(BLOCK, n - at), origin)
         m, m2 = scratch[0, 0], scratch[0, 1]
         for b in range(1, blocks):
             m, m2 = merge(b * BLOCK, m, m2, min(BLOCK, n - b * BLOCK), scratch[b, 0], scratch[b, 1])

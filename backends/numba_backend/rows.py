@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,22 @@ from .guard import recognizer
 from .simd import WIDTH
 
 PARALLEL_BYTES = 1 << 21  # in and out together; two threads win from half of it on, but sleeping ones take 250 us to wake
-STREAM_BYTES = 1 << 24  # outputs of at least this many bytes go past the caches: half of a usual L3
 FETCH_BYTES = 1 << 17  # rows of at most this many bytes are fetched one ahead: two of them fit in L2
 GROUP_BYTES = 1 << 10  # rows of at most this many bytes are taken as a group: 16 of them fit in half of L1
 SPLIT_BYTES = 1 << 21  # rows of at least this many bytes are shared by the threads: more of each stays in L2
 UNUSED = np.zeros((1,) * MAX_NDIM)
+
+
+def half_of_last_cache() -> int:
+    """Half of the L3, in bytes, and at most 40 MiB: a virtual machine is told of a whole processor's, and has a share of it."""
+    try:
+        size = Path("/sys/devices/system/cpu/cpu0/cache/index3/size").read_text()
+        return min(int(size.strip().removesuffix("K")) << 9, 40 << 20)
+    except (OSError, ValueError):
+        return 16 << 20
+
+
+STREAM_BYTES = half_of_last_cache()  # outputs of at least this many bytes go past the caches
 
 
 class RowsCall:

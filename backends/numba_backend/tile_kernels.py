@@ -13,7 +13,6 @@ from numba import njit
 
 from .kernels import BLOCK, apply_span, block_moments
 from .masked_kernels import absorb, finished, masked_block
-from .simd import is_double
 
 
 @njit(nogil=True, error_model="numpy", _nrt=False)
@@ -21,7 +20,7 @@ def tile_moments(x: Any, scratch: Any, origin: float, start: int, stop: int) -> 
     """Moments of the blocks of a piece; the origin is the first element of the row."""
     for at in range(start, stop, BLOCK):
         b, n = at // BLOCK, min(BLOCK, stop - at)
-        mean, m2 = block_moments(x, at - start, n, origin, 2 if is_double(x) else 1)
+        mean, m2 = block_moments(x, at - start, n, origin)
         scratch[b, 0], scratch[b, 1], scratch[b, 2], scratch[b, 3], scratch[b, 4] = float(n), origin, origin, mean, m2
 
 
