@@ -15,7 +15,7 @@ from normkit import policy as policies
 from normkit.dispatch import choose, loud, news, refusal, stepping_down
 from normkit.errors import DegenerateShapeError, FallbackWarning, PolicyError
 from normkit.explain import degenerate_text, masked_text
-from normkit.plans import keep
+from normkit.plans import keep, keepable
 from normkit.policy import FallbackPolicy
 from normkit.problem import Array, Backend, Operands, Problem
 from normkit.validation import Call, Running
@@ -23,8 +23,8 @@ from normkit.validation import Call, Running
 LOOK = 16  # elements of a mask in each set
 
 
-def execute(call: Call, return_stats: bool, backend: str | None, policy: FallbackPolicy | None, key: Any = None) -> Any:
-    """Run a validated call. Returns y, or (y, mean, rstd) if `return_stats`. With a `key`, keeps the run for its like."""
+def execute(call: Call, return_stats: bool, backend: str | None, policy: FallbackPolicy | None, arguments: Any = None) -> Any:
+    """Run a validated call. Returns y, or (y, mean, rstd) if `return_stats`. With `arguments`, keeps the run for its like."""
     ambient = policies.ambient()
     policy = ambient.policy if policy is None else policies.checked(policy)
     name = ambient.backend if backend is None else backend
@@ -46,8 +46,8 @@ def execute(call: Call, return_stats: bool, backend: str | None, policy: Fallbac
     if empty is not None:
         with np.errstate(all="ignore"):  # a bias may be wider than y
             y[...] = np.where(empty, instead.astype(y.dtype), y)
-    if key is not None and operands.mean is None and operands.out is (y if out is None else out):
-        _keep(key, engine, problem, operands, out, policy, name)
+    if operands.mean is None and keepable(arguments) and operands.out is (y if out is None else out):
+        _keep(arguments, engine, problem, operands, out, policy, name)
     if running is not None and problem.statistics == "input":
         _update(running, operands, problem)
     return (y, *_mean_and_rstd(problem, operands)) if return_stats else y
@@ -71,12 +71,13 @@ def _depth() -> int:
 
 
 def _keep(
-    key: Any, engine: Backend, problem: Problem, operands: Operands, out: Array | None, policy: FallbackPolicy, name: str | None
-) -> None:
+    arguments: Any, engine: Backend, problem: Problem, operands: Operands, out: Array | None, policy: FallbackPolicy,
+    name: str | None,
+) -> None:  # fmt: skip
     """Keep a plan for calls like this one, if the backend can repeat it, and nothing is to be said each time."""
     plan = getattr(engine, "replay", lambda *_: None)(problem, operands, out)
     if plan is not None and not (policy.on_fallback == "warn" and loud(choose(problem, policy, name))):
-        keep(key, plan)
+        keep(arguments, operands.x.shape, plan)
 
 
 def _run(engine: Backend, problem: Problem, operands: Operands, wants_stats: bool) -> Array:

@@ -8,7 +8,7 @@ from typing import Any
 from normkit import validation
 from normkit.execute import execute
 from normkit.plans import recall
-from normkit.policy import FallbackPolicy
+from normkit.policy import FallbackPolicy, ambient
 from normkit.problem import Array
 
 
@@ -89,13 +89,14 @@ def layer_norm(
     array([[-1.342, -0.447,  0.447,  1.342],
            [-1.342, -0.447,  0.447,  1.342]], dtype=float32)
     """
-    key = None
+    arguments = None
     if axis is None and mask is None and not return_stats:
-        key, y = recall(("layer_norm", normalized_shape, eps, backend, policy), x, weight, bias, out)
+        arguments = ("layer_norm", normalized_shape, eps, backend, policy, out is None, ambient())
+        y = recall(arguments, x, weight, bias, out)
         if y is not None:
             return y
     call = validation.layer_norm(x, normalized_shape, weight, bias, eps, axis, mask, out)
-    return execute(call, return_stats, backend, policy, key)
+    return execute(call, return_stats, backend, policy, arguments)
 
 
 def instance_norm(
@@ -181,12 +182,13 @@ def instance_norm(
     array([[ -1.34,  -0.45,   0.45,   1.34],
            [-13.42,  -4.47,   4.47,  13.42]], dtype=float32)
     """
-    key = None
+    arguments = None
     if use_input_stats and running_mean is None and running_var is None and mask is None and not return_stats:
-        key, y = recall(("instance_norm", momentum, eps, channel_axis, backend, policy), x, weight, bias, out)
+        arguments = ("instance_norm", momentum, eps, channel_axis, backend, policy, out is None, ambient())
+        y = recall(arguments, x, weight, bias, out)
         if y is not None:
             return y
     call = validation.instance_norm(
         x, running_mean, running_var, weight, bias, use_input_stats, momentum, eps, channel_axis, mask, out
     )
-    return execute(call, return_stats, backend, policy, key)
+    return execute(call, return_stats, backend, policy, arguments)

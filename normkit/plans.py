@@ -1,9 +1,10 @@
 """Calls that recur skip what could not come out differently.
 
 A call is validated, its policy resolved and its backend chosen. All of that depends on the arguments, on what `using` has set,
-and on the type, dtype, shape and strides of each array. The arguments and the shape of x are the key under which prepared runs
-are kept. Such a plan looks at the arrays: it declines those of another kind than it was made for, and an `out` that is
-read-only or overlaps. The table is emptied when it is full, and when a backend is registered.
+and on the type, dtype, shape and strides of each array. Prepared runs are kept by the arguments, what `using` has set among
+them, and by the shape of x. Such a plan looks at the arrays itself: it declines those of another kind than it was made for,
+and an `out` that is read-only or overlaps. So the plan that took the last call with the same arguments may be asked first,
+without a look at the shape. All are forgotten when they are too many, and when a backend is registered.
 """
 
 from __future__ import annotations
@@ -11,32 +12,53 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from normkit.policy import ambient
 from normkit.problem import Array
 
 Plan = Callable[[Array, Array, Array, Array], Array | None]  # of x, weight, bias, out; None: it declines
 
-plans: dict[Any, tuple[Plan, ...]] = {}
+plans: dict[Any, tuple[Plan, ...]] = {}  # by arguments and shape
+latest: dict[Any, Plan] = {}  # by arguments alone: the plan that took such a call last
 _MOST = 1024
-_MOST_KINDS = 4  # plans under one key
+_MOST_KINDS = 4  # plans for the same arguments and shape
 
 
-def recall(arguments: tuple[Any, ...], x: Array, weight: Array, bias: Array, out: Array) -> tuple[Any, Array | None]:
-    """The key of a call (None if it can have none), and its result if a plan has been kept that takes the arrays."""
+def recall(arguments: Any, x: Array, weight: Array, bias: Array, out: Array) -> Array | None:
+    """The result of a call, if a plan has been kept that takes the arrays."""
     try:
-        key = (arguments, x.shape, out is None, ambient())
-        kept = plans.get(key, ())
-    except (AttributeError, TypeError):  # x is no array, or something cannot be hashed, as a list
-        return None, None
-    for plan in kept:
-        y = plan(x, weight, bias, out)
-        if y is not None:
-            return key, y
-    return key, None
+        plan = latest.get(arguments)
+    except TypeError:  # one of them cannot be hashed, as a list
+        return None
+    if plan is None:
+        return None
+    y = plan(x, weight, bias, out)
+    if y is None:
+        for plan in plans.get((arguments, getattr(x, "shape", None)), ()):
+            y = plan(x, weight, bias, out)
+            if y is not None:
+                latest[arguments] = plan
+                break
+    return y
 
 
-def keep(key: Any, plan: Plan) -> None:
-    """Keep a plan for calls of the same key."""
+def keepable(arguments: Any) -> bool:
+    """Whether a plan can be kept for them."""
+    try:
+        hash(arguments)
+    except TypeError:
+        return False
+    return arguments is not None
+
+
+def keep(arguments: Any, shape: tuple[int, ...], plan: Plan) -> None:
+    """Keep a plan for calls with the same arguments, and an x of that shape."""
     if len(plans) >= _MOST:
-        plans.clear()
+        forget()
+    key = arguments, shape
     plans[key] = (plan, *plans.get(key, ())[: _MOST_KINDS - 1])
+    latest[arguments] = plan
+
+
+def forget() -> None:
+    """Keep nothing of what has been kept."""
+    plans.clear()
+    latest.clear()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from normkit import forks
 from normkit.errors import InputTypeError, InputValueError, NoBackendError, UnknownBackendError
 from normkit.interrupts import undisturbed
-from normkit.plans import plans
+from normkit.plans import forget
 from normkit.problem import Backend
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def register_backend(backend: Backend) -> None:
     with _lock:
         _registered[backend.name] = backend
         _found.pop(backend.name, None)
-        plans.clear()
+        forget()
 
 
 def get_backend(name: str) -> Backend:
@@ -248,4 +248,4 @@ def _forget(name: str) -> None:
     with _lock:
         _registered.pop(name, None)
         _found.pop(name, None)
-        plans.clear()
+        forget()

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 import normkit as nk
-from normkit.plans import plans
+from normkit.plans import forget, latest, plans
 
 
 @pytest.fixture(autouse=True)
 def fresh():
-    plans.clear()
+    forget()
     yield
-    plans.clear()
+    forget()
 
 
 @pytest.fixture
@@ -109,6 +109,18 @@ def test_the_table_is_bounded(x):
 def test_unhashable_arguments_work(x):
     for _ in range(2):
         assert nk.layer_norm(x, [8]).shape == x.shape
+    assert not plans
+
+
+def test_shapes_that_take_turns_keep_their_plans(x, monkeypatch):
+    """The plan that took the last call is asked first; when it declines, the one for that shape is found again."""
+    arrays = [x, x[:3], x[:, :4].copy(), x[:1]]
+    expected = [nk.layer_norm(a, backend="numba") for a in arrays]
+    assert (len(plans), len(latest)) == (4, 1)
+    monkeypatch.setattr("normkit.functional.execute", None)  # all that a plan does not answer ends up there
+    for _ in range(3):
+        for a, y in zip(arrays, expected, strict=True):
+            np.testing.assert_array_equal(nk.layer_norm(a, backend="numba"), y)
 
 
 def test_more_kinds_of_arrays_than_are_kept(x):

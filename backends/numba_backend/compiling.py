@@ -1,9 +1,9 @@
 """The one home of compiling: a kernel for the dtypes of a call, compiled on first use, called without Numba's dispatcher.
 
 A dispatcher looks at every argument of every call. Here the types are known beforehand, so the compiled entry point is
-called directly. It trusts its arguments: an array of another item size is refused, but one of more axes than was compiled
-for would write past its place, so arrays are compiled as of MAX_NDIM axes (kernels use no more of them than the address) and
-`Engine` sends no others.
+called directly. It trusts its arguments. Of an array it takes the address, see `objects`; where that cannot be read, or each
+access is checked, the array with its shape and strides, of MAX_NDIM axes: one of more would be written past its place, so none
+is sent.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from normkit import forks
 from normkit.interrupts import undisturbed
 
 from . import cache, column_kernels, guard_kernels, masked_kernels, row_kernels, tile_kernels
+from .objects import OBJECT, Memory, readable
 
 MAX_NDIM = 6
 
@@ -81,10 +82,14 @@ def parameter_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return np.dtype(np.float64 if dtype.name == "float64" else np.float32)
 
 
+def _array(dtype: Any, ndim: int = MAX_NDIM) -> Any:
+    """The type of an array whose address is all that kernels use; whose extent they use too, if accesses are checked."""
+    return Memory(dtype) if readable() and not config.BOUNDSCHECK else types.Array(dtype, ndim, "C")
+
+
 def _signature(function: Any, dtype: np.dtype[Any], masked: bool) -> tuple[Any, ...]:
-    x = types.Array(_TYPES[dtype.name], MAX_NDIM, "C")
-    parameter = types.Array(_TYPES[parameter_dtype(dtype).name], MAX_NDIM, "C")
-    statistic = types.Array(types.float64, MAX_NDIM, "C")
+    x, parameter = _array(_TYPES[dtype.name]), _array(_TYPES[parameter_dtype(dtype).name])
+    statistic, mask_type = _array(types.float64), _array(types.boolean) if masked else types.none
     by_name = {
         "x": x,
         "out": x,
@@ -92,19 +97,19 @@ def _signature(function: Any, dtype: np.dtype[Any], masked: bool) -> tuple[Any, 
         "bias": parameter,
         "mean": statistic,
         "var": statistic,
-        "shape": types.Array(types.int64, 1, "C"),
+        "shape": _array(types.int64, 1),
         "eps": types.float64,
         "chunks": types.intp,
         "scratch": types.Array(types.float64, 2, "C"),
-        "mask": types.Array(types.boolean, MAX_NDIM, "C") if masked else types.none,
-        "yes": types.Array(types.boolean, MAX_NDIM, "C") if masked else types.none,
+        "mask": mask_type,
+        "yes": mask_type,
         "work": statistic,
         "factors": parameter,
         "places": types.Array(types.intp, 3, "C"),
         "origin": types.float64,
         "start": types.intp,
         "stop": types.intp,
-        **dict.fromkeys(guard_kernels.OBJECTS, guard_kernels.OBJECT),
+        **dict.fromkeys(guard_kernels.OBJECTS, OBJECT),
     }
     names = function.__code__.co_varnames[: function.__code__.co_argcount]
     return tuple(by_name[name] for name in names)

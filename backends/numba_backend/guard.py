@@ -7,18 +7,15 @@ GIL, Python compares.
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from collections.abc import Callable
-from functools import lru_cache
 from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba.core import config
 
 from .compiling import kernel
-from .guard_kernels import DATA, DTYPE, FLAGS, MOST_AXES, NDIM, SHAPE, STRIDES, TYPE
+from .guard_kernels import MOST_AXES
+from .objects import readable
 
 
 class Kind(NamedTuple):
@@ -64,25 +61,3 @@ def _alike(x: Any, weight: Any, bias: Any, out: Any, kinds: tuple[Kind, ...]) ->
     in_place = out.ctypes.data == x.ctypes.data
     others = [a for a in (None if in_place else x, weight, bias) if a is not None]
     return bool(out.flags.writeable) and not any(np.may_share_memory(out, a) for a in others)
-
-
-@lru_cache(maxsize=1)
-def readable() -> bool:
-    """Whether arrays are laid out as compiled code will read them."""
-    if config.DISABLE_JIT or sys.implementation.name != "cpython" or not getattr(sys, "_is_gil_enabled", lambda: True)():
-        return False
-    if object.__basicsize__ != DATA or np.ndarray.__basicsize__ < FLAGS + 8:
-        return False
-
-    def at(address: int, words: int) -> list[int]:
-        return list((ctypes.c_int64 * words).from_address(address))
-
-    a = np.zeros((3, 4, 5), np.float64)[:, ::-2]
-    fields = at(id(a), FLAGS // 8 + 1)
-    return (
-        [fields[TYPE // 8], fields[DATA // 8], fields[NDIM // 8] & 0xFFFFFFFF] == [id(np.ndarray), a.ctypes.data, 3]
-        and at(fields[SHAPE // 8], 3) == list(a.shape)
-        and at(fields[STRIDES // 8], 3) == list(a.strides)
-        and fields[DTYPE // 8] == id(a.dtype)
-        and fields[FLAGS // 8] & 0xFFFFFFFF == a.flags.num
-    )

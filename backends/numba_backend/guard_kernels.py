@@ -1,6 +1,6 @@
 """The compiled look at a call's arrays: are they of the kinds that a plan was made for?
 
-Objects are taken as addresses, and read where NumPy's C API has an array's fields. `guard` sees to it that they are there.
+Objects are taken as addresses, and read where NumPy's C API has an array's fields, see `objects`.
 """
 
 from __future__ import annotations
@@ -10,31 +10,18 @@ from typing import Any
 from llvmlite import ir
 from numba import njit
 from numba.core import types
-from numba.core.datamodel.models import OpaqueModel
-from numba.extending import NativeValue, intrinsic, register_model, unbox
+from numba.extending import intrinsic
+
+from .objects import DATA, DTYPE, FLAGS, NDIM, SHAPE, STRIDES, TYPE
 
 MOST_AXES = 6
-
-# Where a Python object has its type, and an array what is its own (PyArrayObject_fields of NumPy's C API)
-TYPE, DATA, NDIM, SHAPE, STRIDES, DTYPE, FLAGS = 8, 16, 24, 32, 40, 56, 64
 WRITEABLE = 0x400
 # What a kind says: addresses of type and dtype (0 of no array), axes, bytes; then sizes and strides
 K_TYPE, K_DTYPE, K_NDIM, K_NBYTES, K_SHAPE, K_STRIDES = 0, 8, 16, 24, 32, 32 + 8 * MOST_AXES
 K_WORDS = 4 + 2 * MOST_AXES
 
 
-class Object(types.Opaque):
-    """The Numba type of a Python object that stays as it is."""
-
-
-register_model(Object)(OpaqueModel)
-OBJECT = Object("Object")
 OBJECTS = "x_object", "weight_object", "bias_object", "out_object", "known"
-
-
-@unbox(Object)
-def _as_it_is(typ: Any, obj: Any, c: Any) -> NativeValue:
-    return NativeValue(obj)
 
 
 @intrinsic

@@ -91,7 +91,7 @@ def block_moments(x: Any, start: int, n: int, origin: float) -> Any:
     """(mean - origin, M2) of n <= BLOCK elements.
 
     The squares of float32 are exact in float64, and their sums good enough unless the mean is large; then they are shifted by
-    the first element, which leaves nothing of a constant. float64 is always shifted, and by the mean if that is too far from it.
+    the first element, which leaves nothing of a constant. float64 is always shifted: by the mean if that is far off.
     """
     first = element(x, start)
     shift = first if is_double(x) else 0.0

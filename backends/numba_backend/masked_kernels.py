@@ -11,14 +11,29 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 
-from .kernels import BLOCK, INNER, M_ROWS, M_STEP, OUT_ROWS, ROWS, RUNS, WANTED, X_ROWS, apply_span, inline, merge, nearness, place
+from .kernels import (
+    BLOCK,
+    INNER,
+    M_ROWS,
+    M_STEP,
+    OUT_ROWS,
+    ROWS,
+    RUNS,
+    WANTED,
+    X_ROWS,
+    apply_span,
+    inline,
+    merge,
+    nearness,
+    place,
+)
 from .masks import choose, first_set, flags, flags_first, number
 from .simd import WIDTH, element, fence, fma, is_double, load, load_first, put, splat, total, unity
 
 
 @inline
 def masked_deviations(x: Any, start: int, mask: Any, at: int, step: int, n: int, shift: float) -> Any:
-    """(count, mean - shift, M2) where the mask is True, and whether the shift is too far, as `kernels.deviations` tells them."""
+    """(count, mean - shift, M2) where the mask is True; whether the shift is too far, as in `kernels.deviations`."""
     s = q = zero = splat(0.0, np.float64)
     one, center = splat(unity(x), np.float64), splat(shift, np.float64)
     count, whole = 0, n - n % WIDTH

@@ -24,6 +24,8 @@ from numba.core.typing.templates import AbstractTemplate, infer_global, signatur
 from numba.extending import intrinsic, lower_builtin, register_model
 from numba.np.arrayobj import populate_array
 
+from .objects import Memory
+
 WIDTH = 16
 STACK = 40 * WIDTH  # see `stack`
 
@@ -79,14 +81,20 @@ def _address(context: Any, builder: Any, array_type: Any, array: Any, index: Any
 
 def _one(context: Any, builder: Any, array_type: Any, array: Any, index: Any, count: Any = i64(1)) -> Any:  # noqa: B008
     """A pointer to the element at `index`."""
-    view = context.make_array(array_type)(context, builder, array)
+    data = _data(context, builder, array_type, array)
     if config.BOUNDSCHECK:
+        view = context.make_array(array_type)(context, builder, array)
         low, high = _span(builder, array_type, view)
         first, end = (builder.mul(i, view.itemsize) for i in (index, builder.add(index, count)))
         outside = builder.or_(builder.icmp_signed("<", first, low), builder.icmp_signed(">", end, high))
         with builder.if_then(outside, likely=False):
             _call(builder, "llvm.trap", ir.VoidType(), [])
-    return builder.gep(view.data, [index])
+    return builder.gep(data, [index])
+
+
+def _data(context: Any, builder: Any, array_type: Any, array: Any) -> Any:
+    """A pointer to the first element."""
+    return array if isinstance(array_type, Memory) else context.make_array(array_type)(context, builder, array).data
 
 
 def _span(builder: Any, array_type: Any, view: Any) -> tuple[Any, Any]:
@@ -426,7 +434,8 @@ def stack(typingctx: Any, compute: Any) -> Any:
     element = _FLOATS[compute.dtype]
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        memory = cgutils.alloca_once(builder, ir.ArrayType(element, STACK))
+        with builder.goto_entry_block():  # cgutils.alloca_once would fill it with zeros, in 40 ns
+            memory = builder.alloca(ir.ArrayType(element, STACK))
         memory.align = 64
         view, size = context.make_array(array)(context, builder), i64(_bytes(element))
         populate_array(view, builder.bitcast(memory, view.data.type), [i64(STACK)], [size], size, None)
@@ -440,7 +449,7 @@ def prefetch(typingctx: Any, array: Any, index: Any) -> Any:
     """Ask for the cache lines of WIDTH elements, into L2; the address need not exist."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        data = context.make_array(sig.args[0])(context, builder, args[0]).data
+        data = _data(context, builder, sig.args[0], args[0])
         line = builder.bitcast(builder.gep(data, [args[1]]), i8.as_pointer())
         for at in range(0, WIDTH * _bytes(_ELEMENTS[sig.args[0].dtype]), 64):
             _call(builder, "llvm.prefetch.p0", ir.VoidType(), [builder.gep(line, [i64(at)]), i32(0), i32(2), i32(1)])
@@ -454,7 +463,7 @@ def address(typingctx: Any, array: Any) -> Any:
     """The array's data pointer as an integer, to look at its alignment."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        data = context.make_array(sig.args[0])(context, builder, args[0]).data
+        data = _data(context, builder, sig.args[0], args[0])
         return builder.ptrtoint(data, i64)
 
     return types.intp(array), codegen
