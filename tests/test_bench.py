@@ -199,6 +199,16 @@ def test_a_contender_that_dies_is_reported_and_replaced(monkeypatch):
     assert list(second.timed) == ["NumPy", "np.copy"]
 
 
+def test_a_case_in_which_the_base_failed_is_not_passed_over(monkeypatch, capsys):
+    scores = {"normkit": Score(failure="ended with code -9"), "NumPy": Score([1.0], 1e-7)}
+    run = Run({}, Settings(1, 0.001), "normkit", results=[CaseResult(Case.parse("layer_norm/2x8"), scores)])
+    monkeypatch.setattr(cli, "measure", lambda *_: run)
+    assert cli.main(arguments("--case", "layer_norm/2x8")) == 1
+    out = capsys.readouterr().out
+    assert "layer_norm (2, 8)  nothing to compare with: normkit failed" in out
+    assert "normkit: ended with code -9" in out
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="interrupts are sent by signal")
 def test_interrupt_leaves_what_was_measured(tmp_path):
     file = tmp_path / "a.json"

@@ -73,7 +73,7 @@ def main(args: argparse.Namespace) -> int:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: processes and shared memory are given back
     run = loaded or measure(cases, names, settings(args))
     show(run, args, earlier)
-    return 130 if run.interrupted else 0
+    return 130 if run.interrupted else 1 if run.lost else 0
 
 
 def choose(only: str | None) -> list[str]:

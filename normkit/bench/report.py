@@ -57,13 +57,20 @@ def print_run(run: Run, console: Console) -> None:
     for result in run.finished:
         console.print(Text(f"\n{result.case.title}", style="bold"), Text(f"  {bytes_text(result.case.nbytes)}", style="dim"))
         console.print(_case_table(run, result, wide=console.width >= 100))
-        for name, score in result.scores.items():
-            if score.failure:
-                console.print(Text(f"  {name}: {score.failure}", style="dim italic"), overflow="ellipsis", no_wrap=True)
+        _print_failures(result, console)
+    for result in run.lost:
+        console.print(Text(f"\n{result.case.title}", style="bold"), Text(f"  nothing to compare with: {run.base} failed"))
+        _print_failures(result, console)
     if len(run.finished) > 1:
         console.print(Text(f"\ntime over {run.base}'s, over all cases", style="bold"))
         console.print(_summary_table(run))
     console.print(Text("\n".join(["", *_remarks(run)])))
+
+
+def _print_failures(result: CaseResult, console: Console) -> None:
+    for name, score in result.scores.items():
+        if score.failure:
+            console.print(Text(f"  {name}: {score.failure}", style="dim italic"), overflow="ellipsis", no_wrap=True)
 
 
 def _case_table(run: Run, result: CaseResult, wide: bool) -> Table:

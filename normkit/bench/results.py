@@ -88,6 +88,11 @@ class Run:
         return [result for result in self.results if self.base in result.timed]
 
     @property
+    def lost(self) -> list[CaseResult]:
+        """The cases in which the base failed."""
+        return [result for result in self.results if self.base in result.scores and result.scores[self.base].failure]
+
+    @property
     def names(self) -> list[str]:
         """The contenders that appear, in the order of their table."""
         present = {name for result in self.finished for name in result.timed}
