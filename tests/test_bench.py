@@ -205,7 +205,7 @@ def test_a_case_in_which_the_base_failed_is_not_passed_over(monkeypatch, capsys)
     monkeypatch.setattr(cli, "measure", lambda *_: run)
     assert cli.main(arguments("--case", "layer_norm/2x8")) == 1
     out = capsys.readouterr().out
-    assert "layer_norm (2, 8)  nothing to compare with: normkit failed" in out
+    assert "layer_norm (2, 8)   nothing to compare with: normkit failed" in out
     assert "normkit: ended with code -9" in out
 
 
