@@ -16,9 +16,9 @@ WIDTH = 16
 STACK = 40 * WIDTH
 
 __all__ = [
-    "above", "address", "any_of", "cast", "element", "fence", "fma", "interleaved", "is_double", "itemsize", "keep_first",
+    "above", "address", "any_of", "cast", "element", "fence", "fma", "has_stage", "interleaved", "is_double", "itemsize", "keep_first",
     "load", "load_first", "magnitude", "one_by_one", "outside", "pick", "prefetch", "put", "root", "roots", "splat", "stack",
-    "store", "store_first", "stream", "total", "unity",
+    "stage", "store", "store_first", "stream", "total", "unity",
 ]  # fmt: skip
 
 _NUMBERS = np.arange(WIDTH)
@@ -116,6 +116,14 @@ def any_of(lanes: Any) -> bool:
 
 def stack(compute: Any) -> Any:
     return np.full(STACK, np.nan, compute)
+
+
+def has_stage(array: Any) -> bool:
+    return False
+
+
+def stage(array: Any, wanted: bool) -> Any:
+    return array
 
 
 def prefetch(array: Any, index: int) -> None:

@@ -27,6 +27,7 @@ from .kernels import (
     lane_sums,
     leads,
     merge,
+    misaligned,
     nearness,
     place,
     row_moments,
@@ -39,17 +40,23 @@ from .simd import (
     cast,
     element,
     fence,
+    has_stage,
     interleaved,
     is_double,
     itemsize,
     load,
+    load_first,
     one_by_one,
     pick,
+    prefetch,
     put,
     roots,
     splat,
     stack,
+    stage,
     store,
+    store_first,
+    stream,
     total,
 )
 
@@ -170,17 +177,44 @@ def group(
             put(var, r + i, element(work, VAR + i))
     n, per_element = shape[RUNS] * shape[INNER], shape[RUNS] > 1
     streamed = shape[STREAMED] if address(out) % itemsize(out) == 0 else 0
-    i, step = (rows - 1, -1) if leads(x, place(r, shape, X_ROWS), out, place(r, shape, OUT_ROWS)) else (0, 1)
+    x_first, out_first, end_to_end = place(r, shape, X_ROWS), place(r, shape, OUT_ROWS), lie_end_to_end(shape, n)
+    staged = has_stage(out) and streamed != 0 and end_to_end and misaligned(out, out_first) > 0
+    target, streamed = stage(out, staged), 0 if staged else streamed
+    i, step = (rows - 1, -1) if leads(x, x_first, out, out_first) else (0, 1)
     for _ in range(rows):
-        xi, oi = place(r + i, shape, X_ROWS), place(r + i, shape, OUT_ROWS)
+        xi, oi = place(r + i, shape, X_ROWS), i * n if staged else place(r + i, shape, OUT_ROWS)
         wide = factors_in(double, i, np.float64)
         if is_double(x):
-            apply_lanes(x, xi, out, oi, n, weight, bias, 0, per_element, wide, wide, streamed, shape[AHEAD], np.float64)
+            apply_lanes(x, xi, target, oi, n, weight, bias, 0, per_element, wide, wide, streamed, shape[AHEAD], np.float64)
         else:
             factors = factors_in(single, i, np.float32)
-            apply_lanes(x, xi, out, oi, n, weight, bias, 0, per_element, factors, wide, streamed, shape[AHEAD], np.float32)
+            apply_lanes(x, xi, target, oi, n, weight, bias, 0, per_element, factors, wide, streamed, shape[AHEAD], np.float32)
         i += step
+    if staged and is_double(x):
+        stream_from(target, out, out_first, rows * n, x, x_first + shape[AHEAD], np.float64)
+    elif staged:
+        stream_from(target, out, out_first, rows * n, x, x_first + shape[AHEAD], np.float32)
     return True
+
+
+@inline
+def lie_end_to_end(shape: Any, n: int) -> bool:
+    """Whether the next row of out begins where one ends."""
+    return shape[OUT_ROWS] == 0 and shape[OUT_ROWS + 2] == n
+
+
+@inline
+def stream_from(target: Any, out: Any, oi: int, n: int, x: Any, ahead: int, compute: Any) -> None:
+    """Stream n elements from a stage to oi, where rows begin anywhere in a vector; meanwhile fetch what x has `ahead`."""
+    head = min(n, misaligned(out, oi))
+    rest = (n - head) % WIDTH
+    for i, k in ((0, head), (n - rest, rest)):
+        if k > 0:
+            store_first(out, oi + i, k, load_first(target, i, k, compute))
+    for i in range(head, n - rest, WIDTH):
+        one_by_one()
+        prefetch(x, ahead + i)
+        stream(out, oi + i, load(target, i, compute))
 
 
 @inline

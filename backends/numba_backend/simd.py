@@ -28,6 +28,7 @@ from .objects import Memory
 
 WIDTH = 16
 STACK = 40 * WIDTH  # see `stack`
+STAGE = 1 << 14  # see `stage`
 
 i1, i8, i16, i32, i64 = (ir.IntType(n) for n in (1, 8, 16, 32, 64))
 f16, f32, f64 = ir.HalfType(), ir.FloatType(), ir.DoubleType()
@@ -442,6 +443,31 @@ def stack(typingctx: Any, compute: Any) -> Any:
         return view._getvalue()
 
     return array(compute), codegen
+
+
+@intrinsic
+def has_stage(typingctx: Any, array: Any) -> Any:
+    """Whether there is a `stage` for the array: a constant."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return i1(isinstance(sig.args[0], Memory))
+
+    return types.boolean(array), codegen
+
+
+@intrinsic
+def stage(typingctx: Any, array: Any, wanted: Any) -> Any:
+    """If it is wanted, STAGE bytes on this thread's stack in place of the array's memory; they hold nothing yet."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        if not isinstance(sig.args[0], Memory):
+            return args[0]
+        with builder.goto_entry_block():
+            memory = builder.alloca(ir.ArrayType(i8, STAGE))
+        memory.align = 64
+        return builder.select(args[1], builder.bitcast(memory, args[0].type), args[0])
+
+    return array(array, types.boolean), codegen
 
 
 @intrinsic
