@@ -17,8 +17,8 @@ STACK = 40 * WIDTH
 
 __all__ = [
     "above", "address", "any_of", "cast", "element", "fence", "fma", "has_stage", "interleaved", "is_double", "itemsize",
-    "keep_first", "load", "load_first", "magnitude", "one_by_one", "outside", "pick", "prefetch", "put", "root", "roots", "splat", "stack",
-    "stage", "store", "store_first", "stream", "total", "unity",
+    "keep_first", "load", "load_first", "magnitude", "one_by_one", "outside", "pick", "prefetch", "put", "root", "roots",
+    "splat", "stack", "stage", "store", "store_first", "stream", "total", "unity",
 ]  # fmt: skip
 
 _NUMBERS = np.arange(WIDTH)
