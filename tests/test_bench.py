@@ -14,7 +14,7 @@ from argparse import ArgumentParser
 import numpy as np
 import pytest
 
-from normkit.bench import cli
+from normkit.bench import cli, report
 from normkit.bench.cases import EPS, GROUPS, Case, make_inputs, np_dtype, select
 from normkit.bench.contenders import CONTENDERS, Contender
 from normkit.bench.results import CaseResult, Run, Score, Settings, geometric_mean
@@ -176,7 +176,18 @@ def test_run_leaves_a_picture_and_a_table(small_run):
 def test_a_run_can_be_shown_and_compared_again(small_run, capsys):
     folder, _ = small_run
     assert cli.main(arguments("--load", folder / "a.json", "--compare", folder / "a.json")) == 0
-    assert "differ by 0.0% in the median" in capsys.readouterr().out
+    assert "by 0.0% in the median, 0.0% at most" in capsys.readouterr().out
+
+
+def test_runs_that_disagree_are_compared_either_way(small_run):
+    run, other = (Run.load(small_run[0] / "a.json") for _ in range(2))
+    result = other.finished[0]
+    result.scores["NumPy"].seconds[:] = [2 * seconds for seconds in result.scores["NumPy"].seconds]
+    for pair in ((run, other), (other, run)):
+        small = report.agreement(*pair)
+        assert small[0] == "small (below 1 MB):"
+        assert f"100.0% at most (NumPy, {result.case.title})" in small[1]
+        assert small[2].endswith("at most (NumPy)")
 
 
 def test_missing_peers_are_left_out_by_name(monkeypatch, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import expm1, log, log1p
 from pathlib import Path
 from statistics import median
 
@@ -10,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from normkit.bench.cases import PLAIN
+from normkit.bench.cases import PLAIN, Case
 from normkit.bench.contenders import CONTENDERS
 from normkit.bench.results import CaseResult, Run, Score, geometric_mean
 
@@ -20,6 +21,7 @@ LEGEND = """\
 ratio: time over {base}'s, the median of the rounds; ±: their spread (quartiles)
 of copy: share of the fastest copy's speed; error: the largest, at unit variance"""
 LOSS = 0.98  # a peer below this ratio is named as quicker
+CLOSE = 0.15  # two runs agree about a ratio that differs by less
 
 
 def seconds_text(seconds: float) -> str:
@@ -165,28 +167,35 @@ def layout_costs(run: Run) -> list[str]:
 
 
 def agreement(run: Run, other: Run) -> list[str]:
-    """How far the ratios of two runs differ: the median and the largest difference, by size of the arrays."""
+    """How far the ratios of two runs differ, by size of the arrays: one by one, and the mean of each contender's."""
     lines = []
     sizes = (("small (below 1 MB)", 0, 1e6), ("medium (1 to 8 MB)", 1e6, 8e6), ("large (8 MB and more)", 8e6, float("inf")))
     for title, low, high in sizes:
-        pairs = [pair for pair in _ratio_pairs(run, other) if low <= pair[2] < high]
-        if pairs:
-            differences = sorted((abs(a / b - 1), label) for a, b, _, label in pairs)
-            middle = median(difference for difference, _ in differences)
-            worst, label = differences[-1]
-            lines.append(f"{title}: {len(pairs)} ratios differ by {middle:.1%} in the median, {worst:.1%} at most ({label})")
+        changes = [change for change in _changes(run, other) if low <= change[2].nbytes < high]
+        if changes:
+            lines += [f"{title}:", *_spread(changes)]
     return lines
 
 
-def _ratio_pairs(run: Run, other: Run) -> list[tuple[float, float, int, str]]:
+def _spread(changes: list[tuple[float, str, Case]]) -> list[str]:
+    sizes = sorted((abs(log(change)), f"{name}, {case.title}") for change, name, case in changes)
+    within = sum(size < log1p(CLOSE) for size, _ in sizes)
+    middle = expm1(median(size for size, _ in sizes))
+    worst, label = sizes[-1]
+    means = {name: geometric_mean(c for c, n, _ in changes if n == name) for _, name, _ in changes}
+    furthest = max(means, key=lambda name: abs(log(means[name])))
+    return [
+        f"  {within} of {len(sizes)} ratios differ by less than {CLOSE:.0%}; "
+        f"by {middle:.1%} in the median, {expm1(worst):.1%} at most ({label})",
+        f"  the mean over these cases differs by {expm1(abs(log(means[furthest]))):.1%} at most ({furthest})",
+    ]
+
+
+def _changes(run: Run, other: Run) -> list[tuple[float, str, Case]]:
+    """Each ratio over that of the other run."""
     before = {result.case: result for result in other.finished}
     return [
-        (
-            result.ratio(name, run.base),
-            before[result.case].ratio(name, run.base),
-            result.case.nbytes,
-            f"{name}, {result.case.title}",
-        )
+        (result.ratio(name, run.base) / before[result.case].ratio(name, run.base), name, result.case)
         for result in run.finished
         if result.case in before and run.base in before[result.case].timed
         for name in result.timed
