@@ -50,13 +50,15 @@ inline = njit(forceinline=True, error_model="numpy", _nrt=False, no_cpython_wrap
 
 
 @inline
-def lane_sums(x: Any, start: int, n: int, shift: float) -> Any:
-    """Sum and sum of squares of x - shift, in float64 lanes."""
+def lane_sums(x: Any, start: int, n: int, shift: float, ahead: int) -> Any:
+    """Sum and sum of squares of x - shift, in float64 lanes; what lies `ahead`, if not 0, is fetched meanwhile."""
     s = q = splat(0.0, np.float64)
     one = splat(unity(x), np.float64)
     center = splat(shift, np.float64)
     whole = n - n % WIDTH
     for i in range(0, whole, WIDTH):
+        if ahead != 0:
+            prefetch(x, start + i + ahead)
         d = load(x, start + i, np.float64) - center
         s = fma(d, one, s)
         q = fma(d, d, q)
@@ -77,9 +79,9 @@ def nearness(x: Any) -> float:
 
 
 @inline
-def deviations(x: Any, start: int, n: int, shift: float) -> Any:
+def deviations(x: Any, start: int, n: int, shift: float, ahead: int) -> Any:
     """(mean - shift, M2) of n elements from their sums; whether the shift is too far from the mean for that."""
-    lanes_s, lanes_q = lane_sums(x, start, n, shift)
+    lanes_s, lanes_q = lane_sums(x, start, n, shift, ahead)
     s = total(lanes_s)
     delta = s * (1.0 / n)
     m2 = total(lanes_q) - s * delta
@@ -87,7 +89,7 @@ def deviations(x: Any, start: int, n: int, shift: float) -> Any:
 
 
 @inline
-def block_moments(x: Any, start: int, n: int, origin: float) -> Any:
+def block_moments(x: Any, start: int, n: int, origin: float, ahead: int) -> Any:
     """(mean - origin, M2) of n <= BLOCK elements.
 
     The squares of float32 are exact in float64, and their sums good enough unless the mean is large; then they are shifted by
@@ -95,10 +97,10 @@ def block_moments(x: Any, start: int, n: int, origin: float) -> Any:
     """
     first = element(x, start)
     shift = first if is_double(x) else 0.0
-    delta, m2, far = deviations(x, start, n, shift)
+    delta, m2, far = deviations(x, start, n, shift, ahead)
     if far:
         shift = shift + delta if is_double(x) else first
-        delta, m2, far = deviations(x, start, n, shift)
+        delta, m2, far = deviations(x, start, n, shift, 0)
     return (shift - origin) + delta, max(m2, 0.0) if m2 == m2 else m2
 
 
@@ -111,13 +113,13 @@ def merge(count: int, mean: float, m2: float, n: int, block_mean: float, block_m
 
 
 @inline
-def row_moments(x: Any, start: int, n: int) -> Any:
+def row_moments(x: Any, start: int, n: int, ahead: int) -> Any:
     """(origin, mean - origin, variance) of a row; the origin is its first element, so that the sum of both is exact enough."""
     origin = element(x, start)
     mean = m2 = 0.0
     for at in range(0, n, BLOCK):
         k = min(BLOCK, n - at)
-        block_mean, block_m2 = block_moments(x, start + at, k, origin)
+        block_mean, block_m2 = block_moments(x, start + at, k, origin, ahead)
         if at == 0:
             mean, m2 = block_mean, block_m2
         else:
@@ -233,12 +235,11 @@ def factors_of(moments: Any, n: int, scale: float, offset: float, wide: bool) ->
 @inline
 def apply(
     x: Any, xi: int, out: Any, oi: int, n: int, weight: Any, bias: Any, w: int, per_element: bool, moments: Any, scale: float,
-    offset: float, shape: Any,
+    offset: float, shape: Any, ahead: int,
 ) -> None:  # fmt: skip
     """y = (x - mean) * scale + offset of a run, then * weight + bias if there is one of each for every element."""
     single, center, scale, rest, offset = factors_of(moments, shape[RUNS] * shape[INNER], scale, offset, is_double(x))
     streamed = shape[STREAMED] if address(out) % itemsize(out) == 0 else 0  # an unaligned array has no place to stream to
-    ahead = shape[AHEAD]
     wide = splat(center, np.float64), splat(scale, np.float64), splat(rest, np.float64), splat(offset, np.float64)
     if single:
         factors = splat(center, np.float32), splat(scale, np.float32), splat(rest, np.float32), splat(offset, np.float32)
@@ -250,7 +251,7 @@ def apply(
 @inline
 def apply_span(
     x: Any, xi: int, out: Any, oi: int, start: int, stop: int, weight: Any, bias: Any, r: int, moments: Any, shape: Any,
-    eps: float,
+    eps: float, ahead: int,
 ) -> None:  # fmt: skip
     """Normalize elements start .. stop of row r: run by run, or as one run if weight and bias differ at every element."""
     var = moments[2]
@@ -267,7 +268,7 @@ def apply_span(
         n = min(stop, (run + 1) * inner) - at
         scale = rstd if per_element else rstd * element(weight, w + run)
         offset = 0.0 if per_element else element(bias, w + run)
-        apply(x, xi + at, out, oi + at, n, weight, bias, w, per_element, moments, scale, offset, shape)
+        apply(x, xi + at, out, oi + at, n, weight, bias, w, per_element, moments, scale, offset, shape, ahead)
 
 
 @inline

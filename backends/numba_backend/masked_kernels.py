@@ -12,6 +12,7 @@ import numpy as np
 from numba import njit, prange
 
 from .kernels import (
+    AHEAD,
     BLOCK,
     INNER,
     M_ROWS,
@@ -116,7 +117,7 @@ def masked_rows(
             put(mean, r, moments[0] + moments[1])
             put(var, r, moments[2])
         for at in range((n - 1) // BLOCK * BLOCK, -1, -BLOCK):  # backwards: what was read last is still in cache
-            apply_span(x, xi, out, oi, at, min(n, at + BLOCK), weight, bias, r, moments, shape, eps)
+            apply_span(x, xi, out, oi, at, min(n, at + BLOCK), weight, bias, r, moments, shape, eps, shape[AHEAD])
 
 
 @njit(nogil=True, error_model="numpy", _nrt=False)
@@ -171,5 +172,5 @@ def masked_rows_split(
             r, at = t // blocks, t % blocks * BLOCK
             xi, oi = place(r, shape, X_ROWS), place(r, shape, OUT_ROWS)
             moments = scratch[r * blocks, 0], scratch[r * blocks, 1], scratch[r * blocks, 2]
-            apply_span(x, xi, out, oi, at, min(n, at + BLOCK), weight, bias, r, moments, shape, eps)
+            apply_span(x, xi, out, oi, at, min(n, at + BLOCK), weight, bias, r, moments, shape, eps, shape[AHEAD])
         fence()

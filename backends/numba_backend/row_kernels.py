@@ -64,6 +64,7 @@ from .simd import (
 ORIGIN, SHIFT, MEAN, VAR, SCALE, OFFSET = range(0, 6 * WIDTH, WIDTH)
 S, Q, WORK = 6 * WIDTH, 22 * WIDTH, 38 * WIDTH
 LEAST = 4  # rows for which it pays to be a group
+FETCHED_EARLY = 3 << 12  # bytes of a row after which the next is fetched by the sums, not by the apply
 
 
 @inline
@@ -84,7 +85,7 @@ def group_deviations(x: Any, shape: Any, r: int, rows: int, shifted: bool, work:
     """`deviations` of a few rows from r on, one in each lane, from their shifts in `work`."""
     n = shape[RUNS] * shape[INNER]
     for i in range(rows):
-        s, q = lane_sums(x, place(r + i, shape, X_ROWS), n, element(work, SHIFT + i) if shifted else 0.0)
+        s, q = lane_sums(x, place(r + i, shape, X_ROWS), n, element(work, SHIFT + i) if shifted else 0.0, 0)
         store(work, S + i * WIDTH, s)
         store(work, Q + i * WIDTH, q)
     s = totals(work, S)
@@ -223,14 +224,17 @@ def row(x: Any, out: Any, weight: Any, bias: Any, mean: Any, var: Any, shape: An
     n = shape[RUNS] * shape[INNER]
     xi, oi = place(r, shape, X_ROWS), place(r, shape, OUT_ROWS)
     if shape[GIVEN]:
-        moments = element(mean, r % shape[GIVEN]), 0.0, element(var, r % shape[GIVEN])
+        moments, ahead = (element(mean, r % shape[GIVEN]), 0.0, element(var, r % shape[GIVEN])), shape[AHEAD]
     else:
-        moments = row_moments(x, xi, n)
+        # While a long row is summed, memory would idle, and fetches in its apply would wait among the streamed stores.
+        early = shape[STREAMED] != 0 and n * itemsize(x) >= FETCHED_EARLY
+        moments = row_moments(x, xi, n, shape[AHEAD] if early else 0)
+        ahead = 0 if early else shape[AHEAD]
         if shape[WANTED]:
             put(mean, r, moments[0] + moments[1])
             put(var, r, moments[2])
     for at in range((n - 1) // BLOCK * BLOCK, -1, -BLOCK):  # backwards: what was read last is still in cache
-        apply_span(x, xi, out, oi, at, min(n, at + BLOCK), weight, bias, r, moments, shape, eps)
+        apply_span(x, xi, out, oi, at, min(n, at + BLOCK), weight, bias, r, moments, shape, eps, ahead)
 
 
 @inline
@@ -280,7 +284,7 @@ def split_parallel(
             i = np.intp(c)
             for b in range(blocks * i // chunks, blocks * (i + 1) // chunks):
                 at = b * BLOCK
-                scratch[b, 0], scratch[b, 1] = block_moments(x, xi + at, min(BLOCK, n - at), origin)
+                scratch[b, 0], scratch[b, 1] = block_moments(x, xi + at, min(BLOCK, n - at), origin, 0)
         m, m2 = scratch[0, 0], scratch[0, 1]
         for b in range(1, blocks):
             m, m2 = merge(b * BLOCK, m, m2, min(BLOCK, n - b * BLOCK), scratch[b, 0], scratch[b, 1])
@@ -292,5 +296,5 @@ def split_parallel(
             i = np.intp(c)
             for back in range(blocks * (i + 1) // chunks - 1, blocks * i // chunks - 1, -1):
                 at = back * BLOCK  # backwards: the last blocks read are still in cache
-                apply_span(x, xi, out, oi, at, min(n, at + BLOCK), weight, bias, r, moments, shape, eps)
+                apply_span(x, xi, out, oi, at, min(n, at + BLOCK), weight, bias, r, moments, shape, eps, 0)
             fence()

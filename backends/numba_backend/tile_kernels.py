@@ -20,7 +20,7 @@ def tile_moments(x: Any, scratch: Any, origin: float, start: int, stop: int) -> 
     """Moments of the blocks of a piece; the origin is the first element of the row."""
     for at in range(start, stop, BLOCK):
         b, n = at // BLOCK, min(BLOCK, stop - at)
-        mean, m2 = block_moments(x, at - start, n, origin)
+        mean, m2 = block_moments(x, at - start, n, origin, 0)
         scratch[b, 0], scratch[b, 1], scratch[b, 2], scratch[b, 3], scratch[b, 4] = float(n), origin, origin, mean, m2
 
 
@@ -46,4 +46,4 @@ def tile_merge(scratch: Any) -> None:
 def tile_apply(x: Any, weight: Any, bias: Any, scratch: Any, shape: Any, eps: float, start: int, stop: int) -> None:
     """Normalize a piece in place."""
     moments = scratch[0, 0], scratch[0, 1], scratch[0, 2]
-    apply_span(x, -start, x, -start, start, stop, weight, bias, 0, moments, shape, eps)
+    apply_span(x, -start, x, -start, start, stop, weight, bias, 0, moments, shape, eps, 0)
