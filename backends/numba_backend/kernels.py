@@ -57,6 +57,7 @@ def lane_sums(x: Any, start: int, n: int, shift: float, ahead: int) -> Any:
     center = splat(shift, np.float64)
     whole = n - n % WIDTH
     for i in range(0, whole, WIDTH):
+        one_by_one()
         if ahead != 0:
             prefetch(x, start + i + ahead)
         d = load(x, start + i, np.float64) - center
@@ -113,18 +114,11 @@ def merge(count: int, mean: float, m2: float, n: int, block_mean: float, block_m
 
 
 @inline
-def row_moments(x: Any, start: int, n: int, ahead: int) -> Any:
-    """(origin, mean - origin, variance) of a row; the origin is its first element, so that the sum of both is exact enough."""
-    origin = element(x, start)
-    mean = m2 = 0.0
-    for at in range(0, n, BLOCK):
-        k = min(BLOCK, n - at)
-        block_mean, block_m2 = block_moments(x, start + at, k, origin, ahead)
-        if at == 0:
-            mean, m2 = block_mean, block_m2
-        else:
-            mean, m2 = merge(at, mean, m2, k, block_mean, block_m2)
-    return origin, mean, m2 * (1.0 / n)
+def joined(count: int, moments: Any, n: int, block: Any) -> Any:
+    """(mean - origin, M2) of the first `count` elements of a row and of a block of n more, which may be its first."""
+    if count == 0:
+        return block
+    return merge(count, moments[0], moments[1], n, block[0], block[1])
 
 
 @inline

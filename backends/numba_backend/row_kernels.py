@@ -24,13 +24,12 @@ from .kernels import (
     apply_span,
     block_moments,
     inline,
+    joined,
     lane_sums,
     leads,
-    merge,
     misaligned,
     nearness,
     place,
-    row_moments,
 )
 from .simd import (
     WIDTH,
@@ -64,7 +63,6 @@ from .simd import (
 ORIGIN, SHIFT, MEAN, VAR, SCALE, OFFSET = range(0, 6 * WIDTH, WIDTH)
 S, Q, WORK = 6 * WIDTH, 22 * WIDTH, 38 * WIDTH
 LEAST = 4  # rows for which it pays to be a group
-FETCHED_EARLY = 3 << 12  # bytes of a row after which the next is fetched by the sums, not by the apply
 
 
 @inline
@@ -81,11 +79,11 @@ def totals(work: Any, at: int) -> Any:
 
 
 @inline
-def group_deviations(x: Any, shape: Any, r: int, rows: int, shifted: bool, work: Any) -> Any:
+def group_deviations(x: Any, shape: Any, r: int, rows: int, shifted: bool, work: Any, ahead: int) -> Any:
     """`deviations` of a few rows from r on, one in each lane, from their shifts in `work`."""
     n = shape[RUNS] * shape[INNER]
     for i in range(rows):
-        s, q = lane_sums(x, place(r + i, shape, X_ROWS), n, element(work, SHIFT + i) if shifted else 0.0, 0)
+        s, q = lane_sums(x, place(r + i, shape, X_ROWS), n, element(work, SHIFT + i) if shifted else 0.0, ahead)
         store(work, S + i * WIDTH, s)
         store(work, Q + i * WIDTH, q)
     s = totals(work, S)
@@ -104,11 +102,11 @@ def group_moments(x: Any, shape: Any, r: int, rows: int, work: Any) -> Any:
     first = load(work, ORIGIN, np.float64)
     shift = first if is_double(x) else zero
     store(work, SHIFT, shift)
-    delta, m2, far = group_deviations(x, shape, r, rows, is_double(x), work)
+    delta, m2, far = group_deviations(x, shape, r, rows, is_double(x), work, shape[AHEAD])
     if any_of(far):
         shift = pick(far, shift + delta if is_double(x) else first, shift)
         store(work, SHIFT, shift)
-        delta, m2, far = group_deviations(x, shape, r, rows, True, work)
+        delta, m2, far = group_deviations(x, shape, r, rows, True, work, 0)
     share = splat(1.0 / (shape[RUNS] * shape[INNER]), np.float64)
     return (shift - first) + delta, pick(above(zero, m2), zero, m2) * share
 
@@ -182,19 +180,20 @@ def group(
     staged = has_stage(out) and streamed != 0 and end_to_end and misaligned(out, out_first) > 0
     target, streamed = stage(out, staged), 0 if staged else streamed
     i, step = (rows - 1, -1) if leads(x, x_first, out, out_first) else (0, 1)
+    ahead = place(r + rows, shape, X_ROWS) - x_first + shape[AHEAD]
     for _ in range(rows):
         xi, oi = place(r + i, shape, X_ROWS), i * n if staged else place(r + i, shape, OUT_ROWS)
         wide = factors_in(double, i, np.float64)
         if is_double(x):
-            apply_lanes(x, xi, target, oi, n, weight, bias, 0, per_element, wide, wide, streamed, shape[AHEAD], np.float64)
+            apply_lanes(x, xi, target, oi, n, weight, bias, 0, per_element, wide, wide, streamed, ahead, np.float64)
         else:
             factors = factors_in(single, i, np.float32)
-            apply_lanes(x, xi, target, oi, n, weight, bias, 0, per_element, factors, wide, streamed, shape[AHEAD], np.float32)
+            apply_lanes(x, xi, target, oi, n, weight, bias, 0, per_element, factors, wide, streamed, ahead, np.float32)
         i += step
     if staged and is_double(x):
-        stream_from(target, out, out_first, rows * n, x, x_first + shape[AHEAD], np.float64)
+        stream_from(target, out, out_first, rows * n, x, x_first + ahead, np.float64)
     elif staged:
-        stream_from(target, out, out_first, rows * n, x, x_first + shape[AHEAD], np.float32)
+        stream_from(target, out, out_first, rows * n, x, x_first + ahead, np.float32)
     return True
 
 
@@ -219,38 +218,60 @@ def stream_from(target: Any, out: Any, oi: int, n: int, x: Any, ahead: int, comp
 
 
 @inline
-def row(x: Any, out: Any, weight: Any, bias: Any, mean: Any, var: Any, shape: Any, eps: float, r: int) -> None:
-    """Moments of row r, and apply while it is in cache."""
-    n = shape[RUNS] * shape[INNER]
-    xi, oi = place(r, shape, X_ROWS), place(r, shape, OUT_ROWS)
-    if shape[GIVEN]:
-        moments, ahead = (element(mean, r % shape[GIVEN]), 0.0, element(var, r % shape[GIVEN])), shape[AHEAD]
-    else:
-        # While a long row is summed, memory would idle, and fetches in its apply would wait among the streamed stores.
-        early = shape[STREAMED] != 0 and n * itemsize(x) >= FETCHED_EARLY
-        moments = row_moments(x, xi, n, shape[AHEAD] if early else 0)
-        ahead = 0 if early else shape[AHEAD]
-        if shape[WANTED]:
-            put(mean, r, moments[0] + moments[1])
-            put(var, r, moments[2])
-    for at in range((n - 1) // BLOCK * BLOCK, -1, -BLOCK):  # backwards: what was read last is still in cache
-        apply_span(x, xi, out, oi, at, min(n, at + BLOCK), weight, bias, r, moments, shape, eps, ahead)
+def tell(mean: Any, var: Any, shape: Any, r: int, moments: Any) -> None:
+    """Write down the statistics of row r, if they are wanted."""
+    if shape[WANTED]:
+        put(mean, r, moments[0] + moments[1])
+        put(var, r, moments[2])
+
+
+@inline
+def each_row(
+    x: Any, out: Any, weight: Any, bias: Any, mean: Any, var: Any, shape: Any, eps: float, first: int, last: int
+) -> None:  # fmt: skip
+    """Rows one after the other. Between the blocks of a row that are summed, those of the row before are normalized.
+
+    So memory is read and written at the same time. What is summed next is fetched by both: neither alone keeps it busy.
+    """
+    n, end, ahead = shape[RUNS] * shape[INNER], last if shape[GIVEN] == 0 else first, shape[AHEAD]
+    known = 0.0, 0.0, 0.0
+    for r in range(first, last + 1):
+        before, xi, sums = known, place(r, shape, X_ROWS), (0.0, 0.0)
+        x_before = place(r - 1, shape, X_ROWS) if r > first else xi
+        origin = element(x, xi) if r < end else 0.0  # in place, it will be gone when others need it
+        for k in range(0, n, BLOCK):
+            one_by_one()
+            if r > first:
+                at, fetched, oi = k, xi - x_before + ahead, place(r - 1, shape, OUT_ROWS)
+                if r == last:  # nothing more is summed, and what was read last is still in cache
+                    at, fetched = (n - 1) // BLOCK * BLOCK - k, -ahead
+                apply_span(x, x_before, out, oi, at, min(n, at + BLOCK), weight, bias, r - 1, before, shape, eps, fetched)
+            if r < end:
+                some = min(BLOCK, n - k)
+                sums = joined(k, sums, some, block_moments(x, xi + k, some, origin, ahead))
+        if r < end:
+            known = origin, sums[0], sums[1] * (1.0 / n)
+            tell(mean, var, shape, r, known)
+        elif r < last:
+            known = element(mean, r % shape[GIVEN]), 0.0, element(var, r % shape[GIVEN])
 
 
 @inline
 def rows(x: Any, out: Any, weight: Any, bias: Any, mean: Any, var: Any, shape: Any, eps: float, first: int, last: int) -> None:
     """Short rows a group at a time, others one by one."""
     work, single, double = stack(np.float64), stack(np.float32), stack(np.float64)
-    many = max(shape[GROUP], 1)
+    many = shape[GROUP]
     if LEAST <= last - first < many:  # what is computed in lanes without a row must be harmless
         for i in range(0, WORK, WIDTH):
             one_by_one()
             store(work, i, splat(0.0, np.float64))
-    for r in range(first, last, many):
-        k = min(many, last - r)
-        if k < LEAST or not group(x, out, weight, bias, mean, var, shape, eps, r, k, work, single, double):
-            for i in range(r, r + k):
-                row(x, out, weight, bias, mean, var, shape, eps, i)
+    r = first
+    while r < last:
+        one_by_one()
+        k = min(many, last - r) if many > 0 else last - r
+        if many == 0 or k < LEAST or not group(x, out, weight, bias, mean, var, shape, eps, r, k, work, single, double):
+            each_row(x, out, weight, bias, mean, var, shape, eps, r, r + k)
+        r += k
 
 
 @njit(nogil=True, error_model="numpy", _nrt=False)
@@ -274,27 +295,31 @@ def rows_parallel(x: Any, out: Any, weight: Any, bias: Any, mean: Any, var: Any,
 def split_parallel(
     x: Any, out: Any, weight: Any, bias: Any, mean: Any, var: Any, shape: Any, eps: float, chunks: int, scratch: Any
 ) -> None:
-    """Long rows: a chunk of a row's blocks on each thread, for the moments, then for the apply. `scratch` is (blocks, 2)."""
-    n = shape[RUNS] * shape[INNER]
+    """Long rows: a chunk of a row's blocks on each thread, as `each_row` takes them. `scratch` is (blocks, 2)."""
+    n, ahead = shape[RUNS] * shape[INNER], shape[AHEAD]
     blocks = (n + BLOCK - 1) // BLOCK
-    for r in range(shape[ROWS]):
-        xi, oi = place(r, shape, X_ROWS), place(r, shape, OUT_ROWS)
-        origin = element(x, xi)  # in place, it will be gone when others need it
+    moments = 0.0, 0.0, 0.0
+    for r in range(shape[ROWS] + 1):
+        xi, x_before, oi = place(r, shape, X_ROWS), place(r - 1, shape, X_ROWS), place(r - 1, shape, OUT_ROWS)
+        origin, before = element(x, xi) if r < shape[ROWS] else 0.0, moments
         for c in prange(chunks):
             i = np.intp(c)
-            for b in range(blocks * i // chunks, blocks * (i + 1) // chunks):
-                at = b * BLOCK
-                scratch[b, 0], scratch[b, 1] = block_moments(x, xi + at, min(BLOCK, n - at), origin, 0)
-        m, m2 = scratch[0, 0], scratch[0, 1]
-        for b in range(1, blocks):
-            m, m2 = merge(b * BLOCK, m, m2, min(BLOCK, n - b * BLOCK), scratch[b, 0], scratch[b, 1])
-        moments = origin, m, m2 * (1.0 / n)
-        if shape[WANTED]:
-            put(mean, r, origin + m)
-            put(var, r, moments[2])
-        for c in prange(chunks):
-            i = np.intp(c)
-            for back in range(blocks * (i + 1) // chunks - 1, blocks * i // chunks - 1, -1):
-                at = back * BLOCK  # backwards: the last blocks read are still in cache
-                apply_span(x, xi, out, oi, at, min(n, at + BLOCK), weight, bias, r, moments, shape, eps, 0)
+            start, stop = blocks * i // chunks, blocks * (i + 1) // chunks
+            for k in range(start, stop):
+                one_by_one()
+                if r > 0:
+                    at, fetched = k * BLOCK, xi - x_before + ahead
+                    if r == shape[ROWS]:  # as in `each_row`
+                        at, fetched = (start + stop - 1 - k) * BLOCK, -ahead
+                    end = min(n, at + BLOCK)
+                    apply_span(x, x_before, out, oi, at, end, weight, bias, r - 1, before, shape, eps, fetched)
+                if r < shape[ROWS]:
+                    some = min(BLOCK, n - k * BLOCK)
+                    scratch[k, 0], scratch[k, 1] = block_moments(x, xi + k * BLOCK, some, origin, ahead)
             fence()
+        if r < shape[ROWS]:
+            sums = scratch[0, 0], scratch[0, 1]
+            for b in range(1, blocks):
+                sums = joined(b * BLOCK, sums, min(BLOCK, n - b * BLOCK), (scratch[b, 0], scratch[b, 1]))
+            moments = origin, sums[0], sums[1] * (1.0 / n)
+            tell(mean, var, shape, r, moments)

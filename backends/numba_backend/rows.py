@@ -18,7 +18,7 @@ from .guard import recognizer
 from .simd import WIDTH
 
 PARALLEL_BYTES = 1 << 21  # in and out together; two threads win from half of it on, but sleeping ones take 250 us to wake
-FETCH_BYTES = 1 << 17  # rows of at most this many bytes are fetched one ahead: two of them fit in L2
+FETCH_BYTES = 1 << 13  # so far ahead memory is fetched at least: less comes too late, much more is in the way
 GROUP_BYTES = 1 << 10  # rows of at most this many bytes are taken as a group: 16 of them fit in half of L1
 SPLIT_BYTES = 1 << 21  # rows of at least this many bytes are shared by the threads: more of each stays in L2
 UNUSED = np.zeros((1,) * MAX_NDIM)
@@ -116,7 +116,9 @@ class RowsCall:
         shape[kernels.WANTED] = operands.mean is not None
         shape[kernels.STREAMED] = self.nbytes >= STREAM_BYTES
         shape[kernels.GROUP] = group = rows_at_once(self.problem, self.runs, self.inner)
-        shape[kernels.AHEAD] = self.n * max(group, 1) if self.n * self.problem.dtype.itemsize <= FETCH_BYTES else 0
+        shape[kernels.AHEAD] = (
+            fetched_ahead(self.n, self.n, group, self.problem.dtype.itemsize) if shape[kernels.STREAMED] else 0
+        )
         shape[kernels.X_ROWS + 2] = shape[kernels.OUT_ROWS + 2] = self.n
         return shape
 
@@ -139,6 +141,13 @@ class RowsCall:
         """x is empty: there may still be statistics to write, of no elements each."""
         if operands.mean is not None and self.problem.statistics == "input":
             operands.mean[...] = operands.var[...] = np.nan
+
+
+def fetched_ahead(n: int, step: int, group: int, itemsize: int) -> int:
+    """How many elements ahead of what is summed memory is fetched: a block, or some rows or groups of rows if they are less."""
+    piece = min(n, kernels.BLOCK) * max(group, 1)
+    pieces = -(-FETCH_BYTES // (piece * itemsize))
+    return pieces * (kernels.BLOCK if n > kernels.BLOCK else step * max(group, 1))
 
 
 def splitting(problem: Problem) -> Callable[[int, int], bool]:

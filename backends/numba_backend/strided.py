@@ -14,11 +14,10 @@ from normkit.problem import Operands, Problem
 from . import columns, kernels, layouts, threads, tiles
 from .compiling import kernel
 from .layouts import ColumnsPlan, RowsPlan, flat
-from .rows import FETCH_BYTES, PARALLEL_BYTES, STREAM_BYTES, rows_at_once, splitting
+from .rows import PARALLEL_BYTES, STREAM_BYTES, fetched_ahead, rows_at_once, splitting
 from .sets import Sets, rows_shape
 
 MASK_BYTES = 1 << 20  # no more of a mask is copied at once
-GAP_ROWS = 4  # so many rows ahead x is fetched if there are gaps: what the CPU fetches by itself there is in vain
 PART_BYTES = 1 << 18  # a part of a call is at least so large: some ten times what a call costs
 
 
@@ -103,9 +102,8 @@ def _rows(problem: Problem, plan: RowsPlan, operands: Operands, mask: NDArray[An
     shape[kernels.PERIOD] = 1 if sets.apart else weight.size
     shape[kernels.STREAMED] = nbytes >= STREAM_BYTES
     shape[kernels.GROUP] = 0 if mask is not None else rows_at_once(problem, *shape[[kernels.RUNS, kernels.INNER]].tolist())
-    ahead = GAP_ROWS if plan.x[2] != n and GAP_ROWS * n * problem.dtype.itemsize <= FETCH_BYTES else 1
-    if n * problem.dtype.itemsize <= FETCH_BYTES:
-        shape[kernels.AHEAD] = plan.x[2] * max(shape[kernels.GROUP], ahead)
+    if shape[kernels.STREAMED]:
+        shape[kernels.AHEAD] = fetched_ahead(n, plan.x[2], int(shape[kernels.GROUP]), problem.dtype.itemsize)
     for at, quad in ((kernels.X_ROWS, plan.x), (kernels.OUT_ROWS, plan.out), (kernels.M_ROWS, plan.mask)):
         shape[at : at + 4] = quad
     shape[kernels.M_STEP] = plan.mask_step
