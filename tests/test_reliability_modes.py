@@ -29,7 +29,7 @@ shape = np.zeros(32, np.int64)
 shape[kernels.ROWS], shape[kernels.RUNS], shape[kernels.INNER], shape[kernels.PERIOD] = 1, LENGTH, 1, 1
 shape[kernels.X_ROWS + 2] = shape[kernels.OUT_ROWS + 2] = LENGTH
 mean = np.zeros(1)
-kernel("rows_serial", x.dtype)(x, np.empty_like(x), np.ones(LENGTH, "f"), np.zeros(LENGTH, "f"), mean, mean, shape, 1e-5)
+kernel("rows_serial", x.dtype)(x, np.empty_like(x), None, np.ones(LENGTH, "f"), np.zeros(LENGTH, "f"), mean, mean, shape, 1e-5)
 print("done")
 """
 

@@ -68,7 +68,7 @@ class NumbaBackend:
     def warmup(self, dtypes: Iterable[str]) -> Iterator[str]:
         """Load or compile the kernels of contiguous rows, which most calls run on; yields what is ready."""
         for dtype in dtypes:
-            for name in ("rows_serial", "rows_parallel", "split_parallel"):
+            for name in ("rows_serial", "rows_parallel", "rows_split"):
                 kernel(name, _dtype(dtype))
                 yield f"{name} {dtype}"
         yield f"kept in {cache.describe()}"

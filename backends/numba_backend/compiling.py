@@ -19,7 +19,7 @@ from numba.core.compiler_lock import global_compiler_lock
 from normkit import forks
 from normkit.interrupts import undisturbed
 
-from . import cache, column_kernels, guard_kernels, masked_kernels, row_kernels, tile_kernels
+from . import cache, column_kernels, guard_kernels, row_kernels, tile_kernels
 from .objects import OBJECT, Memory, readable
 
 MAX_NDIM = 6
@@ -27,7 +27,7 @@ MAX_NDIM = 6
 Kernel = Callable[..., Any]
 
 _TYPES: dict[str, Any] = {"float32": types.float32, "float64": types.float64, "float16": types.uint16, "bfloat16": types.int16}
-_MODULES = (row_kernels, column_kernels, masked_kernels, tile_kernels, guard_kernels)
+_MODULES = (row_kernels, column_kernels, tile_kernels, guard_kernels)
 _compiled: dict[tuple[str, np.dtype[Any]], Kernel] = {}  # not by the dtype's name, which NumPy makes anew in 1.4 µs
 _lock = threading.RLock()
 forks.wait_for(_lock)
@@ -106,7 +106,6 @@ def _signature(function: Any, dtype: np.dtype[Any], masked: bool) -> tuple[Any, 
         "work": statistic,
         "factors": parameter,
         "places": types.Array(types.intp, 3, "C"),
-        "origin": types.float64,
         "start": types.intp,
         "stop": types.intp,
         **dict.fromkeys(guard_kernels.OBJECTS, OBJECT),

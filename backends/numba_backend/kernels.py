@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from .masks import choose, first_set, flags, flags_first, is_none, number
 from .simd import (
     WIDTH,
     address,
@@ -40,6 +41,8 @@ from .simd import (
 CLOSE = 2.0**-8  # to a term of it: at most so much is left of its digits that float32 is not exact enough for a half
 BLOCK = 4096  # elements whose moments are taken at once: they stay in L1, and any kernel can start at any block
 
+NOTHING = 0.0, np.nan, 0.0, 0.0  # the moments of no elements, see `absorb`
+
 # What stands where in `shape`
 ROWS, RUNS, INNER, PERIOD, GIVEN, WANTED, STREAMED, AHEAD = range(8)
 X_ROWS, OUT_ROWS, M_ROWS = 8, 12, 16  # each (bundle, leap, step, start), see `place`; M of the mask
@@ -50,24 +53,30 @@ inline = njit(forceinline=True, error_model="numpy", _nrt=False, no_cpython_wrap
 
 
 @inline
-def lane_sums(x: Any, start: int, n: int, shift: float, ahead: int) -> Any:
-    """Sum and sum of squares of x - shift, in float64 lanes; what lies `ahead`, if not 0, is fetched meanwhile."""
-    s = q = splat(0.0, np.float64)
-    one = splat(unity(x), np.float64)
-    center = splat(shift, np.float64)
-    whole = n - n % WIDTH
+def lane_sums(x: Any, start: int, mask: Any, at: int, step: int, n: int, shift: float, ahead: int) -> Any:
+    """Sum and sum of squares of x - shift, in float64 lanes, and their number, where the mask is True.
+
+    What is masked adds 0 to its lane. What lies `ahead`, if not 0, is fetched meanwhile.
+    """
+    s = q = zero = splat(0.0, np.float64)
+    one, center = splat(unity(x), np.float64), splat(shift, np.float64)
+    count, whole = 0, n - n % WIDTH
     for i in range(0, whole, WIDTH):
         one_by_one()
         if ahead != 0:
             prefetch(x, start + i + ahead)
-        d = load(x, start + i, np.float64) - center
+        yes = flags(mask, at + i * step, step)
+        d = choose(yes, load(x, start + i, np.float64) - center, zero)
         s = fma(d, one, s)
         q = fma(d, d, q)
+        count += number(yes)
     if whole < n:
-        d = keep_first(load_first(x, start + whole, n - whole, np.float64) - center, n - whole)
+        yes = flags_first(mask, at + whole * step, step, n - whole)
+        d = choose(yes, keep_first(load_first(x, start + whole, n - whole, np.float64) - center, n - whole), zero)
         s = s + d
         q = fma(d, d, q)
-    return s, q
+        count += number(yes)
+    return s, q, n if is_none(mask) else count
 
 
 @inline
@@ -80,33 +89,48 @@ def nearness(x: Any) -> float:
 
 
 @inline
-def deviations(x: Any, start: int, n: int, shift: float, ahead: int) -> Any:
-    """(mean - shift, M2) of n elements from their sums; whether the shift is too far from the mean for that."""
-    lanes_s, lanes_q = lane_sums(x, start, n, shift, ahead)
+def deviations(x: Any, start: int, mask: Any, at: int, step: int, n: int, shift: float, ahead: int) -> Any:
+    """(count, mean - shift, M2) of n elements from their sums; whether the shift is too far from the mean for that."""
+    lanes_s, lanes_q, count = lane_sums(x, start, mask, at, step, n, shift, ahead)
     s = total(lanes_s)
-    delta = s * (1.0 / n)
+    delta = s * (1.0 / count)
     m2 = total(lanes_q) - s * delta
-    return delta, m2, delta * delta * n > m2 * nearness(x)
+    return float(count), delta, m2, delta * delta * count > m2 * nearness(x)
 
 
 @inline
-def block_moments(x: Any, start: int, n: int, origin: float, ahead: int) -> Any:
-    """(mean - origin, M2) of n <= BLOCK elements.
+def first_true(mask: Any, at: int, step: int, n: int) -> int:
+    """Position of the first True of n, or n; 0 without a mask."""
+    if is_none(mask):
+        return 0
+    for i in range(0, n, WIDTH):
+        yes = flags(mask, at + i * step, step) if i + WIDTH <= n else flags_first(mask, at + i * step, step, n - i)
+        if number(yes) > 0:
+            return i + first_set(yes)
+    return n
+
+
+@inline
+def block_moments(x: Any, start: int, mask: Any, at: int, step: int, n: int, ahead: int) -> Any:
+    """(count, first element, shift, mean - shift, M2) of n <= BLOCK elements, where the mask is True.
 
     The squares of float32 are exact in float64, and their sums good enough unless the mean is large; then they are shifted by
     the first element, which leaves nothing of a constant. float64 is always shifted: by the mean if that is far off.
     """
-    first = element(x, start)
+    i = first_true(mask, at, step, n)
+    if i == n:
+        return 0.0, 0.0, 0.0, 0.0, 0.0
+    first = element(x, start + i)
     shift = first if is_double(x) else 0.0
-    delta, m2, far = deviations(x, start, n, shift, ahead)
+    count, delta, m2, far = deviations(x, start, mask, at, step, n, shift, ahead)
     if far:
         shift = shift + delta if is_double(x) else first
-        delta, m2, far = deviations(x, start, n, shift, 0)
-    return (shift - origin) + delta, max(m2, 0.0) if m2 == m2 else m2
+        count, delta, m2, far = deviations(x, start, mask, at, step, n, shift, 0)
+    return count, first, shift, delta, max(m2, 0.0) if m2 == m2 else m2
 
 
 @inline
-def merge(count: int, mean: float, m2: float, n: int, block_mean: float, block_m2: float) -> Any:
+def merge(count: float, mean: float, m2: float, n: float, block_mean: float, block_m2: float) -> Any:
     """Moments of `count` elements and n more (Chan, Golub and LeVeque, 1979)."""
     share = n / (count + n)
     delta = block_mean - mean
@@ -114,11 +138,41 @@ def merge(count: int, mean: float, m2: float, n: int, block_mean: float, block_m
 
 
 @inline
-def joined(count: int, moments: Any, n: int, block: Any) -> Any:
-    """(mean - origin, M2) of the first `count` elements of a row and of a block of n more, which may be its first."""
-    if count == 0:
-        return block
-    return merge(count, moments[0], moments[1], n, block[0], block[1])
+def absorb(moments: Any, block: Any) -> Any:
+    """(count, origin, mean - origin, M2) of what has been merged so far and of a block.
+
+    The origin is the first element of all, so that the sum of it and of what the mean is off is exact enough.
+    """
+    count, origin, mean, m2 = moments
+    n, first, shift, delta, block_m2 = block
+    if n == 0.0:
+        return moments
+    if count == 0.0:
+        return n, first, (shift - first) + delta, block_m2
+    mean, m2 = merge(count, mean, m2, n, (shift - origin) + delta, block_m2)
+    return count + n, origin, mean, m2
+
+
+@inline
+def finished(moments: Any) -> Any:
+    """(origin, mean - origin, variance); NaN of no elements."""
+    count, origin, mean, m2 = moments
+    return origin, mean, m2 * (1.0 / count) if count > 0.0 else np.nan
+
+
+@inline
+def note(scratch: Any, b: int, block: Any) -> None:
+    """Write down the moments of block b."""
+    scratch[b, 0], scratch[b, 1], scratch[b, 2], scratch[b, 3], scratch[b, 4] = block
+
+
+@inline
+def merged(scratch: Any, blocks: int) -> Any:
+    """`finished` moments of all blocks that have been noted, in order."""
+    sums = NOTHING
+    for b in range(blocks):
+        sums = absorb(sums, (scratch[b, 0], scratch[b, 1], scratch[b, 2], scratch[b, 3], scratch[b, 4]))
+    return finished(sums)
 
 
 @inline

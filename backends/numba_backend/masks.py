@@ -131,9 +131,11 @@ def choose(typingctx: Any, flags: Any, a: Any, b: Any) -> Any:
 
 @intrinsic
 def number(typingctx: Any, flags: Any) -> Any:
-    """How many flags are set."""
+    """How many flags are set; 0 of None."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        if sig.args[0] == types.none:
+            return i64(0)
         return builder.zext(_call(builder, "llvm.ctpop.i16", i16, [builder.bitcast(args[0], i16)]), i64)
 
     return types.intp(flags), codegen
@@ -141,9 +143,11 @@ def number(typingctx: Any, flags: Any) -> Any:
 
 @intrinsic
 def first_set(typingctx: Any, flags: Any) -> Any:
-    """The position of the first flag that is set; WIDTH if none is."""
+    """The position of the first flag that is set; WIDTH if none is; 0 of None."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        if sig.args[0] == types.none:
+            return i64(0)
         return builder.zext(_call(builder, "llvm.cttz.i16", i16, [builder.bitcast(args[0], i16), i1(0)]), i64)
 
     return types.intp(flags), codegen

@@ -177,7 +177,7 @@ def choose(flags: Any, a: Any, b: Any) -> Any:
 
 
 def number(flags: Any) -> int:
-    return int(np.count_nonzero(flags))
+    return 0 if flags is None else int(np.count_nonzero(flags))
 
 
 def first_set(flags: Any) -> int:

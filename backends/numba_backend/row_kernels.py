@@ -13,6 +13,9 @@ from .kernels import (
     GIVEN,
     GROUP,
     INNER,
+    M_ROWS,
+    M_STEP,
+    NOTHING,
     OUT_ROWS,
     PERIOD,
     ROWS,
@@ -20,17 +23,21 @@ from .kernels import (
     STREAMED,
     WANTED,
     X_ROWS,
+    absorb,
     apply_lanes,
     apply_span,
     block_moments,
+    finished,
     inline,
-    joined,
     lane_sums,
     leads,
+    merged,
     misaligned,
     nearness,
+    note,
     place,
 )
+from .masks import is_none
 from .simd import (
     WIDTH,
     above,
@@ -83,7 +90,8 @@ def group_deviations(x: Any, shape: Any, r: int, rows: int, shifted: bool, work:
     """`deviations` of a few rows from r on, one in each lane, from their shifts in `work`."""
     n = shape[RUNS] * shape[INNER]
     for i in range(rows):
-        s, q = lane_sums(x, place(r + i, shape, X_ROWS), n, element(work, SHIFT + i) if shifted else 0.0, ahead)
+        shift = element(work, SHIFT + i) if shifted else 0.0
+        s, q, _ = lane_sums(x, place(r + i, shape, X_ROWS), None, 0, 0, n, shift, ahead)
         store(work, S + i * WIDTH, s)
         store(work, Q + i * WIDTH, q)
     s = totals(work, S)
@@ -227,18 +235,17 @@ def tell(mean: Any, var: Any, shape: Any, r: int, moments: Any) -> None:
 
 @inline
 def each_row(
-    x: Any, out: Any, weight: Any, bias: Any, mean: Any, var: Any, shape: Any, eps: float, first: int, last: int
+    x: Any, out: Any, mask: Any, weight: Any, bias: Any, mean: Any, var: Any, shape: Any, eps: float, first: int, last: int
 ) -> None:  # fmt: skip
     """Rows one after the other. Between the blocks of a row that are summed, those of the row before are normalized.
 
     So memory is read and written at the same time. What is summed next is fetched by both: neither alone keeps it busy.
     """
-    n, end, ahead = shape[RUNS] * shape[INNER], last if shape[GIVEN] == 0 else first, shape[AHEAD]
+    n, end, ahead, step = shape[RUNS] * shape[INNER], last if shape[GIVEN] == 0 else first, shape[AHEAD], shape[M_STEP]
     known = 0.0, 0.0, 0.0
     for r in range(first, last + 1):
-        before, xi, sums = known, place(r, shape, X_ROWS), (0.0, 0.0)
+        before, xi, mi, sums = known, place(r, shape, X_ROWS), place(r, shape, M_ROWS), NOTHING
         x_before = place(r - 1, shape, X_ROWS) if r > first else xi
-        origin = element(x, xi) if r < end else 0.0  # in place, it will be gone when others need it
         for k in range(0, n, BLOCK):
             one_by_one()
             if r > first:
@@ -247,79 +254,83 @@ def each_row(
                     at, fetched = (n - 1) // BLOCK * BLOCK - k, -ahead
                 apply_span(x, x_before, out, oi, at, min(n, at + BLOCK), weight, bias, r - 1, before, shape, eps, fetched)
             if r < end:
-                some = min(BLOCK, n - k)
-                sums = joined(k, sums, some, block_moments(x, xi + k, some, origin, ahead))
+                sums = absorb(sums, block_moments(x, xi + k, mask, mi + k * step, step, min(BLOCK, n - k), ahead))
         if r < end:
-            known = origin, sums[0], sums[1] * (1.0 / n)
+            known = finished(sums)
             tell(mean, var, shape, r, known)
         elif r < last:
             known = element(mean, r % shape[GIVEN]), 0.0, element(var, r % shape[GIVEN])
 
 
 @inline
-def rows(x: Any, out: Any, weight: Any, bias: Any, mean: Any, var: Any, shape: Any, eps: float, first: int, last: int) -> None:
+def rows(
+    x: Any, out: Any, mask: Any, weight: Any, bias: Any, mean: Any, var: Any, shape: Any, eps: float, first: int, last: int
+) -> None:  # fmt: skip
     """Short rows a group at a time, others one by one."""
+    if not is_none(mask) or shape[GROUP] == 0:
+        each_row(x, out, mask, weight, bias, mean, var, shape, eps, first, last)
+        return
     work, single, double = stack(np.float64), stack(np.float32), stack(np.float64)
     many = shape[GROUP]
     if LEAST <= last - first < many:  # what is computed in lanes without a row must be harmless
         for i in range(0, WORK, WIDTH):
             one_by_one()
             store(work, i, splat(0.0, np.float64))
-    r = first
-    while r < last:
-        one_by_one()
-        k = min(many, last - r) if many > 0 else last - r
-        if many == 0 or k < LEAST or not group(x, out, weight, bias, mean, var, shape, eps, r, k, work, single, double):
-            each_row(x, out, weight, bias, mean, var, shape, eps, r, r + k)
-        r += k
+    for r in range(first, last, many):
+        k = min(many, last - r)
+        if k < LEAST or not group(x, out, weight, bias, mean, var, shape, eps, r, k, work, single, double):
+            each_row(x, out, mask, weight, bias, mean, var, shape, eps, r, r + k)
 
 
 @njit(nogil=True, error_model="numpy", _nrt=False)
-def rows_serial(x: Any, out: Any, weight: Any, bias: Any, mean: Any, var: Any, shape: Any, eps: float) -> None:
+def rows_serial(x: Any, out: Any, mask: Any, weight: Any, bias: Any, mean: Any, var: Any, shape: Any, eps: float) -> None:
     """All rows on this thread."""
-    rows(x, out, weight, bias, mean, var, shape, eps, 0, shape[ROWS])
+    rows(x, out, mask, weight, bias, mean, var, shape, eps, 0, shape[ROWS])
     if shape[STREAMED]:
         fence()
 
 
 @njit(nogil=True, parallel=True, error_model="numpy", _nrt=False)
-def rows_parallel(x: Any, out: Any, weight: Any, bias: Any, mean: Any, var: Any, shape: Any, eps: float, chunks: int) -> None:
+def rows_parallel(
+    x: Any, out: Any, mask: Any, weight: Any, bias: Any, mean: Any, var: Any, shape: Any, eps: float, chunks: int
+) -> None:  # fmt: skip
     """A chunk of rows on each thread."""
     for c in prange(chunks):
         i = np.intp(c)  # prange counts in unsigned integers
-        rows(x, out, weight, bias, mean, var, shape, eps, shape[ROWS] * i // chunks, shape[ROWS] * (i + 1) // chunks)
+        rows(x, out, mask, weight, bias, mean, var, shape, eps, shape[ROWS] * i // chunks, shape[ROWS] * (i + 1) // chunks)
         fence()
 
 
 @njit(nogil=True, parallel=True, error_model="numpy", _nrt=False)
-def split_parallel(
-    x: Any, out: Any, weight: Any, bias: Any, mean: Any, var: Any, shape: Any, eps: float, chunks: int, scratch: Any
-) -> None:
-    """Long rows: a chunk of a row's blocks on each thread, as `each_row` takes them. `scratch` is (blocks, 2)."""
-    n, ahead = shape[RUNS] * shape[INNER], shape[AHEAD]
+def rows_split(
+    x: Any, out: Any, mask: Any, weight: Any, bias: Any, mean: Any, var: Any, shape: Any, eps: float, chunks: int, scratch: Any
+) -> None:  # fmt: skip
+    """Long rows: a chunk of a row's blocks on each thread, as `each_row` takes them. `scratch` is (blocks, 5)."""
+    n, ahead, step = shape[RUNS] * shape[INNER], shape[AHEAD], shape[M_STEP]
     blocks = (n + BLOCK - 1) // BLOCK
-    moments = 0.0, 0.0, 0.0
+    known = 0.0, 0.0, 0.0
     for r in range(shape[ROWS] + 1):
-        xi, x_before, oi = place(r, shape, X_ROWS), place(r - 1, shape, X_ROWS), place(r - 1, shape, OUT_ROWS)
-        origin, before = element(x, xi) if r < shape[ROWS] else 0.0, moments
+        before, xi, mi = known, place(r, shape, X_ROWS), place(r, shape, M_ROWS)
+        x_before, oi = place(r - 1, shape, X_ROWS), place(r - 1, shape, OUT_ROWS)
         for c in prange(chunks):
             i = np.intp(c)
             start, stop = blocks * i // chunks, blocks * (i + 1) // chunks
-            for k in range(start, stop):
+            for b in range(start, stop):
                 one_by_one()
                 if r > 0:
-                    at, fetched = k * BLOCK, xi - x_before + ahead
+                    at, fetched = b * BLOCK, xi - x_before + ahead
                     if r == shape[ROWS]:  # as in `each_row`
-                        at, fetched = (start + stop - 1 - k) * BLOCK, -ahead
+                        at, fetched = (start + stop - 1 - b) * BLOCK, -ahead
                     end = min(n, at + BLOCK)
                     apply_span(x, x_before, out, oi, at, end, weight, bias, r - 1, before, shape, eps, fetched)
                 if r < shape[ROWS]:
-                    some = min(BLOCK, n - k * BLOCK)
-                    scratch[k, 0], scratch[k, 1] = block_moments(x, xi + k * BLOCK, some, origin, ahead)
+                    k = b * BLOCK
+                    note(scratch, b, block_moments(x, xi + k, mask, mi + k * step, step, min(BLOCK, n - k), ahead))
             fence()
         if r < shape[ROWS]:
-            sums = scratch[0, 0], scratch[0, 1]
-            for b in range(1, blocks):
-                sums = joined(b * BLOCK, sums, min(BLOCK, n - b * BLOCK), (scratch[b, 0], scratch[b, 1]))
-            moments = origin, sums[0], sums[1] * (1.0 / n)
-            tell(mean, var, shape, r, moments)
+            known = merged(scratch, blocks)
+            tell(mean, var, shape, r, known)
+
+
+# The same with a mask: `compiling` takes the type of the mask from the name
+masked_rows_serial, masked_rows_parallel, masked_rows_split = rows_serial, rows_parallel, rows_split

@@ -64,7 +64,7 @@ class RowsCall:
             x, out = x.reshape(-1), out.reshape(-1)
         weight, bias = self._parameter(operands.weight, 1), self._parameter(operands.bias, 0)
         mean, var = self._statistics(operands)
-        self._launch(x, out, weight, bias, mean, var, self._shape(mean, operands), self.problem.eps)
+        self._launch(x, out, None, weight, bias, mean, var, self._shape(mean, operands), self.problem.eps)
 
     def replay(self, operands: Operands, given_out: NDArray[Any] | None) -> Callable[..., NDArray[Any] | None] | None:
         """What repeats a run without statistics, see `normkit.plans`; None if x or out would have to be copied."""
@@ -87,13 +87,13 @@ class RowsCall:
                 weight, bias = self._parameter(weight, 1), self._parameter(bias, 0)
             if out is None:
                 out = empty(size, dtype)
-            run(x, out, weight, bias, UNUSED, UNUSED, shape, eps)
+            run(x, out, None, weight, bias, UNUSED, UNUSED, shape, eps)
             return out
 
         return again
 
     def _launch(self, *args: Any) -> None:
-        """Choose a kernel, and run it on (x, out, weight, bias, mean, var, shape, eps)."""
+        """Choose a kernel, and run it on (x, out, mask, weight, bias, mean, var, shape, eps)."""
         dtype = self.problem.dtype
         if not self.parallel:
             kernel("rows_serial", dtype)(*args)
@@ -104,8 +104,8 @@ class RowsCall:
             elif not self.splits(self.rows, chunks):
                 threads.launch(kernel("rows_parallel", dtype), chunks, *args, chunks)
             else:
-                scratch = np.empty((-(-self.n // kernels.BLOCK), 2))
-                threads.launch(kernel("split_parallel", dtype), chunks, *args, chunks, scratch)
+                scratch = np.empty((-(-self.n // kernels.BLOCK), 5))
+                threads.launch(kernel("rows_split", dtype), chunks, *args, chunks, scratch)
 
     def _shape(self, mean: NDArray[Any], operands: Operands) -> NDArray[np.int64]:
         shape = np.zeros(kernels.SHAPE, np.int64)

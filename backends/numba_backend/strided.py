@@ -107,17 +107,17 @@ def _rows(problem: Problem, plan: RowsPlan, operands: Operands, mask: NDArray[An
     for at, quad in ((kernels.X_ROWS, plan.x), (kernels.OUT_ROWS, plan.out), (kernels.M_ROWS, plan.mask)):
         shape[at : at + 4] = quad
     shape[kernels.M_STEP] = plan.mask_step
-    masks = () if mask is None else (flat(mask),)
-    args = (flat(operands.x), flat(operands.out), *masks, weight, bias, mean, var, shape, problem.eps)
-    prefix, dtype = "masked_rows" if masks else "rows", problem.dtype
+    flags = None if mask is None else flat(mask)
+    args = (flat(operands.x), flat(operands.out), flags, weight, bias, mean, var, shape, problem.eps)
+    prefix, dtype = "rows" if mask is None else "masked_rows", problem.dtype
     with threads.sharing as chunks:
         if chunks == 1 or 2 * nbytes < PARALLEL_BYTES:
             kernel(f"{prefix}_serial", dtype)(*args)
         elif not splitting(problem)(sets.number, chunks):
             threads.launch(kernel(f"{prefix}_parallel", dtype), chunks, *args, chunks)
         else:
-            scratch = np.empty((sets.number * -(-n // kernels.BLOCK), 5) if masks else (-(-n // kernels.BLOCK), 2))
-            threads.launch(kernel("masked_rows_split" if masks else "split_parallel", dtype), chunks, *args, chunks, scratch)
+            scratch = np.empty((-(-n // kernels.BLOCK), 5))
+            threads.launch(kernel(f"{prefix}_split", dtype), chunks, *args, chunks, scratch)
     sets.keep(operands, mean, var)
 
 

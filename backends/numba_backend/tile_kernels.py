@@ -8,38 +8,22 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from numba import njit
 
-from .kernels import BLOCK, apply_span, block_moments
-from .masked_kernels import absorb, finished, masked_block
+from .kernels import BLOCK, apply_span, block_moments, merged, note
 
 
 @njit(nogil=True, error_model="numpy", _nrt=False)
-def tile_moments(x: Any, scratch: Any, origin: float, start: int, stop: int) -> None:
-    """Moments of the blocks of a piece; the origin is the first element of the row."""
-    for at in range(start, stop, BLOCK):
-        b, n = at // BLOCK, min(BLOCK, stop - at)
-        mean, m2 = block_moments(x, at - start, n, origin, 0)
-        scratch[b, 0], scratch[b, 1], scratch[b, 2], scratch[b, 3], scratch[b, 4] = float(n), origin, origin, mean, m2
-
-
-@njit(nogil=True, error_model="numpy", _nrt=False)
-def masked_tile_moments(x: Any, mask: Any, scratch: Any, start: int, stop: int) -> None:
+def tile_moments(x: Any, mask: Any, scratch: Any, start: int, stop: int) -> None:
     """Moments of the blocks of a piece, where the mask is True."""
     for at in range(start, stop, BLOCK):
-        b = at // BLOCK
-        moments = masked_block(x, at - start, mask, at - start, 1, min(BLOCK, stop - at))
-        scratch[b, 0], scratch[b, 1], scratch[b, 2], scratch[b, 3], scratch[b, 4] = moments
+        note(scratch, at // BLOCK, block_moments(x, at - start, mask, at - start, 1, min(BLOCK, stop - at), 0))
 
 
 @njit(nogil=True, error_model="numpy", _nrt=False)
 def tile_merge(scratch: Any) -> None:
     """Moments of the row, from those of its blocks."""
-    state = 0.0, np.nan, 0.0, 0.0
-    for b in range(scratch.shape[0]):
-        state = absorb(state, (scratch[b, 0], scratch[b, 1], scratch[b, 2], scratch[b, 3], scratch[b, 4]))
-    scratch[0, 0], scratch[0, 1], scratch[0, 2] = finished(state)
+    scratch[0, 0], scratch[0, 1], scratch[0, 2] = merged(scratch, scratch.shape[0])
 
 
 @njit(nogil=True, error_model="numpy", _nrt=False)
@@ -47,3 +31,6 @@ def tile_apply(x: Any, weight: Any, bias: Any, scratch: Any, shape: Any, eps: fl
     """Normalize a piece in place."""
     moments = scratch[0, 0], scratch[0, 1], scratch[0, 2]
     apply_span(x, -start, x, -start, start, stop, weight, bias, 0, moments, shape, eps, 0)
+
+
+masked_tile_moments = tile_moments  # as with `rows_serial`

@@ -68,8 +68,7 @@ class _Tiled:
                 weight, bias, shape[kernels.PERIOD] = weight[first:last], bias[first:last], n
             mean, var = (self.mean[first:last], self.var[first:last]) if self.mean.size > 1 else (self.mean, self.var)
             name = "rows_serial" if yes is None else "masked_rows_serial"
-            masks = () if yes is None else (yes,)
-            kernel(name, self.dtype)(x, x, *masks, weight, bias, mean, var, shape, self.problem.eps)
+            kernel(name, self.dtype)(x, x, yes, weight, bias, mean, var, shape, self.problem.eps)
             self._write(x, first * self.n)
 
     def row(self, r: int) -> None:
@@ -80,8 +79,6 @@ class _Tiled:
         if self.sets.given:
             self.scratch[0, :3] = self.mean[r], 0.0, self.var[r]
         else:
-            first = tuple(slice(i, i + 1) for i in np.unravel_index(r * self.n, self.x.shape))
-            self.origin = float(self.x[first].astype(np.float64).item())
             self._share(pieces, self._moments)
             kernel("tile_merge", self.dtype)(self.scratch)
             if self.mean.size > 1 or self.shape[kernels.WANTED]:
@@ -92,10 +89,7 @@ class _Tiled:
         buffer, flags = self._buffers()
         for start, stop in pieces:
             x, yes = self._read(self.r * self.n + start, self.r * self.n + stop, buffer, flags)
-            if yes is None:
-                kernel("tile_moments", self.dtype)(x, self.scratch, self.origin, start, stop)
-            else:
-                kernel("masked_tile_moments", self.dtype)(x, yes, self.scratch, start, stop)
+            kernel("tile_moments" if yes is None else "masked_tile_moments", self.dtype)(x, yes, self.scratch, start, stop)
 
     def _apply(self, pieces: list[tuple[int, int]]) -> None:
         buffer, _ = self._buffers()
