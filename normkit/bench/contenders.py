@@ -20,9 +20,11 @@ class UnsupportedCase(Exception):
 
 
 class Call(NamedTuple):
-    """`run` is what is timed; `to_numpy` turns what it returned into an array of the case's shape; `note` says how it ran."""
+    """`run` is what is timed, on an x that `own` made of an array; `to_numpy` turns what it returned into an array of the
+    case's shape; `note` says how it ran."""
 
-    run: Callable[[], Any]
+    run: Callable[[Any], Any]
+    own: Callable[[Any], Any] = lambda x: x
     to_numpy: Callable[[Any], Any] = np.asarray
     note: str = ""
 
@@ -57,44 +59,44 @@ def _normkit_out(case: Case, inputs: Inputs) -> Call:
     return Call(normkit_call(case, inputs, {"out": out}))
 
 
-def normkit_call(case: Case, inputs: Inputs, extra: Mapping[str, Any]) -> Callable[[], Any]:
-    """The call that a user of normkit would write, with further arguments."""
+def normkit_call(case: Case, inputs: Inputs, extra: Mapping[str, Any]) -> Callable[[Any], Any]:
+    """The call on x that a user of normkit would write, with further arguments."""
     import normkit as nk
 
-    x, weight, bias = inputs.x, inputs.weight, inputs.bias
+    weight, bias = inputs.weight, inputs.bias
     if inputs.mask is not None:
         extra = {**extra, "mask": inputs.mask}
     if case.op == "instance_norm":
         if case.channel_axis != 1:
             extra = {**extra, "channel_axis": case.channel_axis}
         if not extra:
-            return lambda: nk.instance_norm(x, weight=weight, bias=bias)
-        return lambda: nk.instance_norm(x, weight=weight, bias=bias, **extra)
+            return lambda x: nk.instance_norm(x, weight=weight, bias=bias)
+        return lambda x: nk.instance_norm(x, weight=weight, bias=bias, **extra)
     if case.axis != -1:
-        return lambda: nk.layer_norm(x, axis=case.axis, weight=weight, bias=bias, **extra)
+        return lambda x: nk.layer_norm(x, axis=case.axis, weight=weight, bias=bias, **extra)
     features = (case.shape[-1],)
     if not extra:  # for two stars, Python makes dictionaries
-        return lambda: nk.layer_norm(x, features, weight, bias)
-    return lambda: nk.layer_norm(x, features, weight, bias, **extra)
+        return lambda x: nk.layer_norm(x, features, weight, bias)
+    return lambda x: nk.layer_norm(x, features, weight, bias, **extra)
 
 
 def _streaming_copy(case: Case, inputs: Inputs) -> Call:
-    from .floors import fastest_copy
+    from .floors import aligned_copy, fastest_copy
 
     name, run = fastest_copy(inputs.x)
-    return Call(run, note=name)
+    return Call(run, aligned_copy, note=name)
 
 
 def _numpy_copy(case: Case, inputs: Inputs) -> Call:
-    return Call(lambda: np.copy(inputs.x))
+    return Call(np.copy)
 
 
 def _numpy(case: Case, inputs: Inputs) -> Call:
-    x, axes = inputs.x, case.axes
+    axes = case.axes
     weight, bias = inputs.weight.reshape(case.affine_shape), inputs.bias.reshape(case.affine_shape)
     chosen: Any = True if inputs.mask is None else inputs.mask
 
-    def run() -> Any:
+    def run(x: Any) -> Any:
         mean = x.mean(axes, keepdims=True, where=chosen)
         var = x.var(axes, keepdims=True, where=chosen)
         return (x - mean) / np.sqrt(var + x.dtype.type(EPS)) * weight + bias
@@ -116,16 +118,16 @@ def _torch(case: Case, inputs: Inputs) -> Call:
 
     _refuse_mask(case)
     torch.set_grad_enabled(False)
-    x, weight, bias = tensor(inputs.x), tensor(inputs.weight), tensor(inputs.bias)
+    weight, bias = tensor(inputs.weight), tensor(inputs.bias)
     to_first, back = _channels_first(case)
     if case.op == "instance_norm" and to_first is None:
-        return Call(lambda: F.instance_norm(x, weight=weight, bias=bias), to_numpy)
+        return Call(lambda x: F.instance_norm(x, weight=weight, bias=bias), tensor, to_numpy)
     if case.op == "instance_norm":
-        return Call(lambda: F.instance_norm(x.permute(to_first), weight=weight, bias=bias).permute(back), to_numpy)
+        return Call(lambda x: F.instance_norm(x.permute(to_first), weight=weight, bias=bias).permute(back), tensor, to_numpy)
     features = (len(inputs.weight),)
     if to_first is None:
-        return Call(lambda: F.layer_norm(x, features, weight, bias), to_numpy)
-    return Call(lambda: F.layer_norm(x.permute(to_first), features, weight, bias).permute(back), to_numpy)
+        return Call(lambda x: F.layer_norm(x, features, weight, bias), tensor, to_numpy)
+    return Call(lambda x: F.layer_norm(x.permute(to_first), features, weight, bias).permute(back), tensor, to_numpy)
 
 
 def _jax(case: Case, inputs: Inputs) -> Call:
@@ -139,9 +141,9 @@ def _jax(case: Case, inputs: Inputs) -> Call:
         var = x.var(case.axes, keepdims=True, **where)
         return (x - mean) * jax.lax.rsqrt(var + EPS) * weight.reshape(case.affine_shape) + bias.reshape(case.affine_shape)
 
-    x, weight, bias = jnp.asarray(inputs.x), jnp.asarray(inputs.weight), jnp.asarray(inputs.bias)
+    weight, bias = jnp.asarray(inputs.weight), jnp.asarray(inputs.bias)
     mask = None if inputs.mask is None else jnp.asarray(inputs.mask)
-    return Call(lambda: normalize(x, weight, bias, mask).block_until_ready())
+    return Call(lambda x: normalize(x, weight, bias, mask).block_until_ready(), jnp.asarray)
 
 
 def _onnxruntime(case: Case, inputs: Inputs) -> Call:
@@ -150,8 +152,7 @@ def _onnxruntime(case: Case, inputs: Inputs) -> Call:
     _refuse_mask(case)
     model = _onnx_model(case, inputs)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    x = inputs.x
-    return Call(lambda: session.run(None, {"x": x})[0])
+    return Call(lambda x: session.run(None, {"x": x})[0])
 
 
 def _onnx_model(case: Case, inputs: Inputs) -> Any:
@@ -187,8 +188,8 @@ def _openvino(case: Case, inputs: Inputs) -> Call:
     weight, bias = (ops.constant(a.reshape(case.affine_shape)) for a in (inputs.weight, inputs.bias))
     model = ov.Model([ops.add(ops.multiply(normal, weight), bias)], [parameter])
     compiled = ov.Core().compile_model(model, "CPU")
-    x = inputs.x
-    return Call(lambda: compiled([x])[0], note=f"computes in {compiled.get_property('INFERENCE_PRECISION_HINT').to_string()}")
+    precision = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+    return Call(lambda x: compiled([x])[0], note=f"computes in {precision}")
 
 
 def _keras(case: Case, inputs: Inputs) -> Call:
@@ -201,8 +202,7 @@ def _keras(case: Case, inputs: Inputs) -> Call:
         layer = keras.layers.GroupNormalization(groups=-1, axis=case.affine_axis, epsilon=EPS, dtype=case.dtype)
     layer.build(case.shape)
     layer.set_weights([inputs.weight, inputs.bias])
-    x = inputs.x
-    return Call(lambda: layer(x))
+    return Call(layer)
 
 
 def _refuse_mask(case: Case) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 Array = np.ndarray[Any, Any]
+FETCHED = 1024  # float32 that a copy is ahead of itself, where that is quickest
 LINE = 64  # bytes: one cache line, two stores of 8 float32
 
 
@@ -26,20 +27,25 @@ def aligned_empty(nbytes: int) -> Array:
     return raw[start : start + (lines - 1) * LINE].view(np.float32)
 
 
-def fastest_copy(x: Array) -> tuple[str, Callable[[], Array]]:
-    """The quickest of the ways to copy x into a ready buffer, found by trying, and its name."""
-    source, target = aligned_empty(x.nbytes), aligned_empty(x.nbytes)
-    source.view(np.uint8)[: x.nbytes] = np.ascontiguousarray(x).reshape(-1).view(np.uint8)
+def aligned_copy(x: Array) -> Array:
+    """The bytes of x in storage that starts on a line."""
+    copy = aligned_empty(x.nbytes)
+    copy.view(np.uint8)[: x.nbytes] = np.ascontiguousarray(x).reshape(-1).view(np.uint8)
+    return copy
+
+
+def fastest_copy(x: Array) -> tuple[str, Callable[[Array], Array]]:
+    """The quickest of the ways to copy into a ready buffer what `aligned_copy` made of x, found by trying, and its name."""
+    source, target = aligned_copy(x), aligned_empty(x.nbytes)
     target[...] = 0
-    plain, streaming = compiled_copies()
-    ways = {"memcpy": np.copyto, "plain stores": plain, "streaming stores": streaming}
+    ways = {"memcpy": np.copyto, **compiled_copies()}
     for copy in ways.values():
         copy(target, source)  # compiles
     rounds = [{way: _usual_time(copy, target, source) for way, copy in ways.items()} for _ in range(3)]
     name = min(ways, key=lambda way: min(times[way] for times in rounds))
     result = target.view(np.uint8)[: x.nbytes].view(x.dtype).reshape(x.shape)
 
-    def run() -> Array:
+    def run(source: Array) -> Array:
         ways[name](target, source)
         return result
 
@@ -57,11 +63,12 @@ def _usual_time(copy: Callable[[Array, Array], None], target: Array, source: Arr
 
 
 @lru_cache(maxsize=1)
-def compiled_copies() -> tuple[Callable[[Array, Array], None], Callable[[Array, Array], None]]:
-    """copy(target, source) on all cores, with plain and with streaming stores; both arrays from `aligned_empty`."""
+def compiled_copies() -> dict[str, Callable[[Array, Array], None]]:
+    """copy(target, source) on all cores, by the kind of stores and loads; both arrays from `aligned_empty`."""
     import numba
 
-    streamed = _streaming_line()
+    streamed = _streaming_line(0)
+    fetched = _streaming_line(FETCHED)
 
     @numba.njit(parallel=True)
     def plain(target: Array, source: Array) -> None:
@@ -78,13 +85,25 @@ def compiled_copies() -> tuple[Callable[[Array, Array], None], Callable[[Array, 
             for i in range(start, min(start + size, len(target)), 16):
                 streamed(target, source, i)
 
-    return plain, streaming
+    @numba.njit(parallel=True)
+    def streaming_fetched(target: Any, source: Any) -> None:
+        size = (len(target) // numba.get_num_threads() + LINE) // LINE * LINE
+        for part in numba.prange((len(target) + size - 1) // size):
+            start: Any = np.intp(part) * size
+            for i in range(start, min(start + size, len(target)), 16):
+                fetched(target, source, i)
+
+    return {"plain stores": plain, "streaming stores": streaming, "streaming stores, fetched ahead": streaming_fetched}
 
 
-def _streaming_line() -> Any:
-    """copy_line(target, source, i): sixteen float32 from i on, with stores that do not enter the cache."""
+def _streaming_line(ahead: int) -> Any:
+    """copy_line(target, source, i): sixteen float32 from i on, with stores that do not enter the cache.
+
+    What lies so many float32 ahead in the source, if not 0, is fetched into L2.
+    """
     from llvmlite import ir
     from numba.core import types
+    from numba.core.cgutils import get_or_insert_function
     from numba.core.extending import intrinsic
 
     eight = ir.VectorType(ir.FloatType(), 8)
@@ -99,6 +118,14 @@ def _streaming_line() -> Any:
                 from_, into = (builder.bitcast(builder.gep(p, [place]), eight.as_pointer()) for p in (of, to))
                 store = builder.store(builder.load(from_, align=32), into, align=32)
                 store.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
+            if ahead:
+                source_data = context.make_array(signature.args[1])(context, builder, arguments[1]).data
+                place = builder.add(arguments[2], ir.Constant(arguments[2].type, ahead))
+                line = builder.bitcast(builder.gep(source_data, [place]), ir.IntType(8).as_pointer())
+                kinds = [ir.Constant(ir.IntType(32), n) for n in (0, 2, 1)]
+                prefetch = ir.FunctionType(ir.VoidType(), [line.type, *(kind.type for kind in kinds)])
+                function = get_or_insert_function(builder.module, prefetch, "llvm.prefetch.p0")  # type: ignore[no-untyped-call]
+                builder.call(function, [line, *kinds])
             return context.get_dummy_value()
 
         return types.void(target, source, index), generate
