@@ -32,8 +32,8 @@ floors = _bench_of_checkout("floors")
 oracle = _bench_of_checkout("oracle")
 
 
-def prepare(spec: str, backend: str | None = None, **extra: Any) -> tuple[Any, Callable[[], Any]]:
-    """The inputs of a case and a call on them. Skips what the backend cannot or should not run."""
+def prepare(spec: str, backend: str | None = None, alike: int | None = None, **extra: Any) -> tuple[Any, Callable[[], Any]]:
+    """The inputs of a case and a call on them, or in turns on some that are alike. Skips what the backend should not run."""
     import normkit as nk
 
     case = cases.Case.parse(spec)
@@ -42,11 +42,7 @@ def prepare(spec: str, backend: str | None = None, **extra: Any) -> tuple[Any, C
     inputs = cases.make_inputs(case)
     arguments: Mapping[str, Any] = extra if backend is None else {**extra, "backend": backend}
     call = contenders.normkit_call(case, inputs, arguments)
-    x = inputs.x
-
-    def run() -> Any:
-        return call(x)
-
+    run = contenders.in_turns(call, [inputs.x, *(inputs.base.copy()[:: case.step] for _ in range(1, alike or case.alike))])
     try:
         run()
     except nk.NoBackendError as refusal:

@@ -28,7 +28,7 @@ class PeakMemory:
         self.nbytes = case.nbytes
         inputs = cases.make_inputs(case)
         extra: dict[str, Any] = {"out": np.zeros_like(inputs.x)} if output == "out=" else {}
-        self.inputs, self.run = prepare(spec, **extra)
+        self.inputs, self.run = prepare(spec, alike=1, **extra)
 
     def peakmem_forward(self, spec: str, output: str) -> Any:
         return self.run()

@@ -18,6 +18,8 @@ import numpy as np
 OPS = ("layer_norm", "instance_norm")
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 EPS = 1e-5
+LARGE = 8 << 20  # bytes of an input that would be in part in cache if it were always the same, and sometimes not
+TOGETHER = 256 << 20  # bytes of inputs that take turns: far more than a cache that others use as well
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,11 @@ class Case:
     def nbytes(self) -> int:
         """Bytes of the output, which are those of the input."""
         return prod(self.shape) * np_dtype(self.dtype).itemsize
+
+    @property
+    def alike(self) -> int:
+        """How many inputs take turns, so that a large one comes from memory, as a new one does."""
+        return 1 if self.nbytes < LARGE else max(2, -(-TOGETHER // self.nbytes))
 
 
 class Inputs(NamedTuple):

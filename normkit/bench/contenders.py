@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.util import find_spec
+from itertools import cycle
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -27,6 +29,14 @@ class Call(NamedTuple):
     own: Callable[[Any], Any] = lambda x: x
     to_numpy: Callable[[Any], Any] = np.asarray
     note: str = ""
+
+
+def in_turns(run: Callable[[Any], Any], xs: list[Any]) -> Callable[[], Any]:
+    """The call on one input after the other."""
+    if len(xs) == 1:
+        return partial(run, xs[0])
+    turns = cycle(xs)
+    return lambda: run(next(turns))
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,6 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from functools import partial
-from itertools import cycle
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -22,10 +20,8 @@ from typing import Any
 import numpy as np
 
 from normkit.bench.cases import Case, Inputs, base_shape, np_dtype, view_inputs
-from normkit.bench.contenders import CONTENDERS, Call, Contender, UnsupportedCase
+from normkit.bench.contenders import CONTENDERS, Call, Contender, UnsupportedCase, in_turns
 
-TOGETHER = 256 << 20  # bytes of inputs that take turns: far more than a cache that others use as well
-LARGE = 8 << 20  # bytes of an input that would be in part in cache if it were always the same, and sometimes not
 SHORTEST = 200e-6  # seconds of a timed batch of calls: thousands of times the clock's resolution
 
 
@@ -59,7 +55,7 @@ class Worker:
             self.call = self.contender.prepare(case, read_inputs(case, folder))
         except UnsupportedCase as refusal:
             return {"unsupported": str(refusal)}
-        self.xs = [self.call.own(read_inputs(case, folder).x) for _ in range(copies(case))]
+        self.xs = [self.call.own(read_inputs(case, folder).x) for _ in range(case.alike)]
         self.call.run(self.xs[0])  # compiles
         return {"note": self.call.note}
 
@@ -70,19 +66,6 @@ class Worker:
             return {"wrong": f"returns {y.dtype}, not {dtype}"}
         np.ascontiguousarray(y).view(np.uint8).tofile(file)
         return {"shape": y.shape}
-
-
-def copies(case: Case) -> int:
-    """How many inputs take turns, so that a large one comes from memory, as a new one does."""
-    return 1 if case.nbytes < LARGE else max(2, -(-TOGETHER // case.nbytes))
-
-
-def in_turns(run: Callable[[Any], Any], xs: list[Any]) -> Callable[[], Any]:
-    """The call on one input after the other."""
-    if len(xs) == 1:
-        return partial(run, xs[0])
-    turns = cycle(xs)
-    return lambda: run(next(turns))
 
 
 def time_call(run: Callable[[], Any], seconds: float) -> float:
