@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 
-from .kernels import BLOCK, affine, doubtful, factors_of, inline, lanes, merge, nearness, place
+from .kernels import BLOCK, affine, doubtful, factors_of, inline, lanes, merge, nearness, place, too_close
 from .masks import choose, copy_flag, copy_flags, flags, flags_first, is_none, tally, unless
 from .simd import (
     WIDTH,
@@ -328,8 +328,8 @@ def normalized(
     if per_k:
         y = fma(y, splat(a, compute), splat(b, compute))
     if itemsize(x) == 2:
-        offset = cast(factors[3], np.float32)
-        again = doubtful(cast(y, np.float32), offset, splat(a, np.float32), splat(b, np.float32))
+        least = too_close(x, cast(factors[3], np.float32), splat(a, np.float32), splat(b, np.float32))
+        again = doubtful(cast(y, np.float32), least)
         if any_of(again):
             y = pick(cast(again, compute), cast(in_double(x, xi, n, work, at, field, a, b, per_k), compute), y)
     return y

@@ -14,11 +14,13 @@ from numba import njit
 from .masks import choose, first_set, flags, flags_first, is_none, number
 from .simd import (
     WIDTH,
+    above,
     address,
     any_of,
     cast,
     element,
     fma,
+    is_bfloat16,
     is_double,
     itemsize,
     keep_first,
@@ -38,9 +40,12 @@ from .simd import (
     unity,
 )
 
-CLOSE = 2.0**-8  # to a term of it: at most so much is left of its digits that float32 is not exact enough for a half
+# To a term of it: at most so much of its digits is left where float32 is not exact enough to round to within one unit
+CLOSE_TO_FLOAT16, CLOSE_TO_BFLOAT16 = 2.0**-10, 2.0**-13
 BLOCK = 4096  # elements whose moments are taken at once: they stay in L1, and any kernel can start at any block
 
+PAYS = 4  # rows for each of weight and bias
+UNKNOWN = 3e38, 3e38  # see `bounds_of`
 NOTHING = 0.0, np.nan, 0.0, 0.0  # the moments of no elements, see `absorb`
 
 # What stands where in `shape`
@@ -190,28 +195,68 @@ def affine(x: Any, factors: Any) -> Any:
 
 
 @inline
-def doubtful(y: Any, offset: Any, a: Any, b: Any) -> Any:
-    """1 where y, computed in float32 as (...+ offset) * a + b, is so much smaller than a term of it that a half would show.
+def too_close(x: Any, offset: Any, a: Any, b: Any) -> Any:
+    """How small (... + offset) * a + b may be before a half shows that float32 has lost digits of it."""
+    close = splat(CLOSE_TO_BFLOAT16 if is_bfloat16(x) else CLOSE_TO_FLOAT16, np.float32)
+    return fma(magnitude(offset) * close, magnitude(a), magnitude(b) * close)
+
+
+@inline
+def doubtful(y: Any, least: Any) -> Any:
+    """1 where y, computed in float32, is below `least`, see `too_close`.
 
     And where y is so large that something on the way to it may have been beyond float32's range.
     """
-    close = splat(CLOSE, np.float32)
-    terms = fma(magnitude(offset) * close, magnitude(a), magnitude(b) * close)
-    return outside(magnitude(y), terms, splat(1e37, np.float32))
+    return outside(magnitude(y), least, splat(1e37, np.float32))
+
+
+@inline
+def largest(array: Any, n: int, work: Any) -> float:
+    """The largest finite magnitude among an array's first n elements; `work` is memory for WIDTH float32."""
+    top, infinite = splat(0.0, np.float32), splat(np.inf, np.float32)
+    for i in range(0, n, WIDTH):
+        one_by_one()
+        size = magnitude(lanes(array, i, min(WIDTH, n - i), np.float32))
+        top = pick(above(size, top) * above(infinite, size), size, top)
+    store(work, 0, top)
+    most = 0.0
+    for i in range(WIDTH):
+        one_by_one()
+        most = max(most, element(work, i))
+    return most
+
+
+@inline
+def bounds_of(x: Any, weight: Any, bias: Any, shape: Any, rows: int, work: Any) -> Any:
+    """Bounds of |weight| and |bias| of halves, if there is one of each for every element of a row.
+
+    With them one comparison, to a number of the row, tells of most elements that they are not doubtful. A few rows do not
+    pay for a look at all weights.
+    """
+    if itemsize(x) != 2 or shape[RUNS] == 1 or shape[INNER] > 1:
+        return 1.0, 0.0
+    if rows < PAYS * max(shape[PERIOD], 1):
+        return UNKNOWN
+    n = max(shape[PERIOD], 1) * shape[RUNS]
+    return largest(weight, n, work), largest(bias, n, work)
 
 
 @inline
 def normalized(
-    x: Any, xi: int, k: int, weight: Any, bias: Any, w: int, per_element: bool, factors: Any, wide: Any, compute: Any
+    x: Any, xi: int, k: int, weight: Any, bias: Any, w: int, per_element: bool, factors: Any, wide: Any, least: Any,
+    compute: Any,
 ) -> Any:  # fmt: skip
-    """k normalized elements; of half types, those that need it in float64."""
+    """k normalized elements; of half types, those that need it in float64. None below `least` is sure not to."""
     y = affine(lanes(x, xi, k, compute), factors)
-    a, b = splat(1.0, compute), splat(0.0, compute)
     if per_element:
-        a, b = lanes(weight, w, k, compute), lanes(bias, w, k, compute)
-        y = fma(y, a, b)
-    if itemsize(x) == 2:
-        again = doubtful(cast(y, np.float32), cast(factors[3], np.float32), cast(a, np.float32), cast(b, np.float32))
+        y = fma(y, lanes(weight, w, k, compute), lanes(bias, w, k, compute))
+    if itemsize(x) == 2 and any_of(doubtful(cast(y, np.float32), least)):
+        one_by_one()  # nothing of this is worth being done beforehand
+        own = least
+        if per_element:
+            a, b = lanes(weight, w, k, np.float32), lanes(bias, w, k, np.float32)
+            own = too_close(x, cast(factors[3], np.float32), a, b)
+        again = doubtful(cast(y, np.float32), own)
         if any_of(again):
             y64 = affine(lanes(x, xi, k, np.float64), wide)
             if per_element:
@@ -229,18 +274,20 @@ def lanes(array: Any, i: int, k: int, compute: Any) -> Any:
 @inline
 def apply_lanes(
     x: Any, xi: int, out: Any, oi: int, n: int, weight: Any, bias: Any, w: int, per_element: bool, factors: Any, wide: Any,
-    streamed: int, ahead: int, compute: Any,
+    bounds: Any, streamed: int, ahead: int, compute: Any,
 ) -> None:  # fmt: skip
     """Normalize n elements; streamed past the caches, while what lies `ahead` is fetched into them."""
+    least = too_close(x, cast(factors[3], np.float32), splat(bounds[0], np.float32), splat(bounds[1], np.float32))
     head = min(n, misaligned(out, oi)) if streamed else 0
     rest = (n - head) % WIDTH
     for i, k in ((0, head), (n - rest, rest)):
         if k > 0:
-            store_first(out, oi + i, k, normalized(x, xi + i, k, weight, bias, w + i, per_element, factors, wide, compute))
+            y = normalized(x, xi + i, k, weight, bias, w + i, per_element, factors, wide, least, compute)
+            store_first(out, oi + i, k, y)
     step, i = (-WIDTH, n - rest - WIDTH) if leads(x, xi, out, oi) else (WIDTH, head)
     for _ in range((n - head) // WIDTH):
         one_by_one()
-        y = normalized(x, xi + i, WIDTH, weight, bias, w + i, per_element, factors, wide, compute)
+        y = normalized(x, xi + i, WIDTH, weight, bias, w + i, per_element, factors, wide, least, compute)
         if streamed:
             prefetch(x, xi + i + ahead)
             stream(out, oi + i, y)
@@ -283,7 +330,7 @@ def factors_of(moments: Any, n: int, scale: float, offset: float, wide: bool) ->
 @inline
 def apply(
     x: Any, xi: int, out: Any, oi: int, n: int, weight: Any, bias: Any, w: int, per_element: bool, moments: Any, scale: float,
-    offset: float, shape: Any, ahead: int,
+    offset: float, shape: Any, bounds: Any, ahead: int,
 ) -> None:  # fmt: skip
     """y = (x - mean) * scale + offset of a run, then * weight + bias if there is one of each for every element."""
     single, center, scale, rest, offset = factors_of(moments, shape[RUNS] * shape[INNER], scale, offset, is_double(x))
@@ -291,17 +338,20 @@ def apply(
     wide = splat(center, np.float64), splat(scale, np.float64), splat(rest, np.float64), splat(offset, np.float64)
     if single:
         factors = splat(center, np.float32), splat(scale, np.float32), splat(rest, np.float32), splat(offset, np.float32)
-        apply_lanes(x, xi, out, oi, n, weight, bias, w, per_element, factors, wide, streamed, ahead, np.float32)
+        apply_lanes(x, xi, out, oi, n, weight, bias, w, per_element, factors, wide, bounds, streamed, ahead, np.float32)
     else:
-        apply_lanes(x, xi, out, oi, n, weight, bias, w, per_element, wide, wide, streamed, ahead, np.float64)
+        apply_lanes(x, xi, out, oi, n, weight, bias, w, per_element, wide, wide, bounds, streamed, ahead, np.float64)
 
 
 @inline
 def apply_span(
     x: Any, xi: int, out: Any, oi: int, start: int, stop: int, weight: Any, bias: Any, r: int, moments: Any, shape: Any,
-    eps: float, ahead: int,
+    eps: float, bounds: Any, ahead: int,
 ) -> None:  # fmt: skip
-    """Normalize elements start .. stop of row r: run by run, or as one run if weight and bias differ at every element."""
+    """Normalize elements start .. stop of row r: run by run, or as one run if weight and bias differ at every element.
+
+    `bounds` are those of `bounds_of`.
+    """
     var = moments[2]
     rstd = 1.0 / root(var + eps) if var + eps != 0.0 else 0.0
     runs, inner, period = shape[RUNS], shape[INNER], shape[PERIOD]
@@ -316,7 +366,7 @@ def apply_span(
         n = min(stop, (run + 1) * inner) - at
         scale = rstd if per_element else rstd * element(weight, w + run)
         offset = 0.0 if per_element else element(bias, w + run)
-        apply(x, xi + at, out, oi + at, n, weight, bias, w, per_element, moments, scale, offset, shape, ahead)
+        apply(x, xi + at, out, oi + at, n, weight, bias, w, per_element, moments, scale, offset, shape, bounds, ahead)
 
 
 @inline

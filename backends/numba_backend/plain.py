@@ -16,9 +16,9 @@ WIDTH = 16
 STACK = 40 * WIDTH
 
 __all__ = [
-    "above", "address", "any_of", "cast", "element", "fence", "fma", "has_stage", "interleaved", "is_double", "itemsize",
-    "keep_first", "load", "load_first", "magnitude", "one_by_one", "outside", "pick", "prefetch", "put", "root", "roots",
-    "splat", "stack", "stage", "store", "store_first", "stream", "total", "unity",
+    "above", "address", "any_of", "cast", "element", "fence", "fma", "has_stage", "interleaved", "is_bfloat16", "is_double",
+    "itemsize", "keep_first", "load", "load_first", "magnitude", "one_by_one", "outside", "pick", "prefetch", "put", "root",
+    "roots", "splat", "stack", "stage", "store", "store_first", "stream", "total", "unity",
 ]  # fmt: skip
 
 _NUMBERS = np.arange(WIDTH)
@@ -194,6 +194,10 @@ def is_none(value: Any) -> bool:
 
 def is_double(array: Any) -> bool:
     return bool(array.dtype == np.float64)
+
+
+def is_bfloat16(array: Any) -> bool:
+    return bool(array.dtype.name == "bfloat16")
 
 
 def itemsize(array: Any) -> int:

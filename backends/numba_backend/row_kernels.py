@@ -21,12 +21,14 @@ from .kernels import (
     ROWS,
     RUNS,
     STREAMED,
+    UNKNOWN,
     WANTED,
     X_ROWS,
     absorb,
     apply_lanes,
     apply_span,
     block_moments,
+    bounds_of,
     finished,
     inline,
     lane_sums,
@@ -169,7 +171,7 @@ def factors_in(factors: Any, i: int, compute: Any) -> Any:
 @inline
 def group(
     x: Any, out: Any, weight: Any, bias: Any, mean: Any, var: Any, shape: Any, eps: float, r: int, rows: int, work: Any,
-    single: Any, double: Any,
+    single: Any, double: Any, bounds: Any,
 ) -> bool:  # fmt: skip
     """A few short rows from r on: what is done once for a row is done for all of them. False if one of them needs float64."""
     means, variances = group_moments(x, shape, r, rows, work)
@@ -193,10 +195,10 @@ def group(
         xi, oi = place(r + i, shape, X_ROWS), i * n if staged else place(r + i, shape, OUT_ROWS)
         wide = factors_in(double, i, np.float64)
         if is_double(x):
-            apply_lanes(x, xi, target, oi, n, weight, bias, 0, per_element, wide, wide, streamed, ahead, np.float64)
+            apply_lanes(x, xi, target, oi, n, weight, bias, 0, per_element, wide, wide, bounds, streamed, ahead, np.float64)
         else:
             factors = factors_in(single, i, np.float32)
-            apply_lanes(x, xi, target, oi, n, weight, bias, 0, per_element, factors, wide, streamed, ahead, np.float32)
+            apply_lanes(x, xi, target, oi, n, weight, bias, 0, per_element, factors, wide, bounds, streamed, ahead, np.float32)
         i += step
     if staged and is_double(x):
         stream_from(target, out, out_first, rows * n, x, x_first + ahead, np.float64)
@@ -235,7 +237,8 @@ def tell(mean: Any, var: Any, shape: Any, r: int, moments: Any) -> None:
 
 @inline
 def each_row(
-    x: Any, out: Any, mask: Any, weight: Any, bias: Any, mean: Any, var: Any, shape: Any, eps: float, first: int, last: int
+    x: Any, out: Any, mask: Any, weight: Any, bias: Any, mean: Any, var: Any, shape: Any, eps: float, bounds: Any, first: int,
+    last: int,
 ) -> None:  # fmt: skip
     """Rows one after the other. Between the blocks of a row that are summed, those of the row before are normalized.
 
@@ -252,7 +255,9 @@ def each_row(
                 at, fetched, oi = k, xi - x_before + ahead, place(r - 1, shape, OUT_ROWS)
                 if r == last:  # nothing more is summed, and what was read last is still in cache
                     at, fetched = (n - 1) // BLOCK * BLOCK - k, -ahead
-                apply_span(x, x_before, out, oi, at, min(n, at + BLOCK), weight, bias, r - 1, before, shape, eps, fetched)
+                apply_span(
+                    x, x_before, out, oi, at, min(n, at + BLOCK), weight, bias, r - 1, before, shape, eps, bounds, fetched
+                )
             if r < end:
                 sums = absorb(sums, block_moments(x, xi + k, mask, mi + k * step, step, min(BLOCK, n - k), ahead))
         if r < end:
@@ -267,10 +272,11 @@ def rows(
     x: Any, out: Any, mask: Any, weight: Any, bias: Any, mean: Any, var: Any, shape: Any, eps: float, first: int, last: int
 ) -> None:  # fmt: skip
     """Short rows a group at a time, others one by one."""
-    if not is_none(mask) or shape[GROUP] == 0:
-        each_row(x, out, mask, weight, bias, mean, var, shape, eps, first, last)
-        return
     work, single, double = stack(np.float64), stack(np.float32), stack(np.float64)
+    bounds = bounds_of(x, weight, bias, shape, last - first, single)
+    if not is_none(mask) or shape[GROUP] == 0:
+        each_row(x, out, mask, weight, bias, mean, var, shape, eps, bounds, first, last)
+        return
     many = shape[GROUP]
     if LEAST <= last - first < many:  # what is computed in lanes without a row must be harmless
         for i in range(0, WORK, WIDTH):
@@ -278,8 +284,8 @@ def rows(
             store(work, i, splat(0.0, np.float64))
     for r in range(first, last, many):
         k = min(many, last - r)
-        if k < LEAST or not group(x, out, weight, bias, mean, var, shape, eps, r, k, work, single, double):
-            each_row(x, out, mask, weight, bias, mean, var, shape, eps, r, r + k)
+        if k < LEAST or not group(x, out, weight, bias, mean, var, shape, eps, r, k, work, single, double, bounds):
+            each_row(x, out, mask, weight, bias, mean, var, shape, eps, bounds, r, r + k)
 
 
 @njit(nogil=True, error_model="numpy", _nrt=False)
@@ -322,7 +328,7 @@ def rows_split(
                     if r == shape[ROWS]:  # as in `each_row`
                         at, fetched = (start + stop - 1 - b) * BLOCK, -ahead
                     end = min(n, at + BLOCK)
-                    apply_span(x, x_before, out, oi, at, end, weight, bias, r - 1, before, shape, eps, fetched)
+                    apply_span(x, x_before, out, oi, at, end, weight, bias, r - 1, before, shape, eps, UNKNOWN, fetched)
                 if r < shape[ROWS]:
                     k = b * BLOCK
                     note(scratch, b, block_moments(x, xi + k, mask, mi + k * step, step, min(BLOCK, n - k), ahead))

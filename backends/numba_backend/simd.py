@@ -536,6 +536,16 @@ def is_double(typingctx: Any, array: Any) -> Any:
 
 
 @intrinsic
+def is_bfloat16(typingctx: Any, array: Any) -> Any:
+    """Whether the elements are bfloat16: a constant."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return i1(sig.args[0].dtype == types.int16)
+
+    return types.boolean(array), codegen
+
+
+@intrinsic
 def itemsize(typingctx: Any, array: Any) -> Any:
     """Bytes of one element: a constant."""
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from numba import njit
 
-from .kernels import BLOCK, apply_span, block_moments, merged, note
+from .kernels import BLOCK, UNKNOWN, apply_span, block_moments, merged, note
 
 
 @njit(nogil=True, error_model="numpy", _nrt=False)
@@ -30,7 +30,7 @@ def tile_merge(scratch: Any) -> None:
 def tile_apply(x: Any, weight: Any, bias: Any, scratch: Any, shape: Any, eps: float, start: int, stop: int) -> None:
     """Normalize a piece in place."""
     moments = scratch[0, 0], scratch[0, 1], scratch[0, 2]
-    apply_span(x, -start, x, -start, start, stop, weight, bias, 0, moments, shape, eps, 0)
+    apply_span(x, -start, x, -start, start, stop, weight, bias, 0, moments, shape, eps, UNKNOWN, 0)
 
 
 masked_tile_moments = tile_moments  # as with `rows_serial`
