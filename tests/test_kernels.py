@@ -8,7 +8,7 @@ import pytest
 
 numba = pytest.importorskip("numba")
 
-from normkit.backends.numba_backend import compiling, row_kernels, rows  # noqa: E402
+from normkit.backends.numba_backend import compiling, limits, row_kernels  # noqa: E402
 
 import normkit as nk  # noqa: E402
 
@@ -112,7 +112,7 @@ def test_short_rows_have_the_bits_of_columns(n, rows, dtype):
 @pytest.mark.parametrize("shape", [(40, 32), (7, 100), (3, 5000), (1, 4_200_000)])
 def test_out_anywhere_in_its_page(gap, shape, monkeypatch):
     """Which way a row is gone through depends on where out lies; the bits do not. The largest case is streamed."""
-    monkeypatch.setattr(rows, "STREAM_BYTES", 1 << 24)
+    monkeypatch.setattr(limits, "STREAM_BYTES", 1 << 24)
     x = placed(shape, 2048)
     x[...] = np.random.default_rng(0).standard_normal(shape, np.float32)
     out = placed(shape, 2048 + gap)
@@ -129,7 +129,7 @@ def test_rows_streamed_to_wherever_out_lies(place, shape, dtype, monkeypatch):
     x = np.random.default_rng(0).standard_normal(shape).astype(dtype)
     weight = np.linspace(1, 2, shape[1], dtype=dtype)
     right = nk.layer_norm(x, shape[1], weight, backend="numba")
-    monkeypatch.setattr(rows, "STREAM_BYTES", 0)
+    monkeypatch.setattr(limits, "STREAM_BYTES", 0)
     memory = placed((x.size + 64,), place, dtype)
     memory[...] = 7
     out = memory[32 : 32 + x.size].reshape(shape)

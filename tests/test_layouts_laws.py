@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import strategies as st
-from normkit.backends.numba_backend import columns, tiles
+from normkit.backends.numba_backend import limits, tiles
 
 import normkit as nk
 
@@ -139,9 +139,9 @@ def test_columns_are_streamed_to_wherever_out_lies(same_bits, monkeypatch, dtype
     x = np.random.default_rng(lanes).normal(3, 1, (2, 400, lanes)).astype(dtype)
     options = {"axis": 1, "backend": "numba"}
     for more in ({}, {"weight": np.linspace(1, 2, 400)}):
-        monkeypatch.setattr(columns, "STREAM_BYTES", 1 << 60)
+        monkeypatch.setattr(limits, "STREAM_BYTES", 1 << 60)
         expected = nk.layer_norm(x, **options, **more)
-        monkeypatch.setattr(columns, "STREAM_BYTES", 0)
+        monkeypatch.setattr(limits, "STREAM_BYTES", 0)
         for offset in (0, 1, 2 * x.itemsize, 16, 32, 60):
             raw = np.zeros(x.nbytes + 128, np.uint8)
             out = np.ndarray(x.shape, dtype, raw[-raw.ctypes.data % 64 + offset :].data)

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from normkit import pool
 from normkit.problem import Operands, Problem, Rows
 
-from . import cache, layouts, strided, threads
+from . import cache, layouts, limits, strided, threads
 from .compiling import kernel
-from .rows import STREAM_BYTES, RowsCall
+from .rows import RowsCall
 
 
 class NumbaBackend:
@@ -61,7 +61,7 @@ class NumbaBackend:
             "threading layer": threads.describe(),
             "threads": str(threads.available()),
             "kernels kept in": cache.describe(),
-            "outputs past the caches": f"from {STREAM_BYTES / 2**20:.0f} MiB on",
+            "outputs past the caches": f"from {limits.STREAM_BYTES / 2**20:.0f} MiB on",
             "outputs kept": f"{pool.held() / 2**20:.0f} MiB of at most {pool.get_cache_limit() / 2**20:.0f} MiB for reuse",
         }
 

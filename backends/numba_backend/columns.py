@@ -10,11 +10,10 @@ from numpy.typing import NDArray
 from normkit.problem import Operands, Problem
 
 from . import column_kernels as ck
-from . import threads
+from . import limits, threads
 from .compiling import kernel
 from .kernels import BLOCK
 from .layouts import ColumnsPlan, Quad, flat
-from .rows import PARALLEL_BYTES, STREAM_BYTES
 from .sets import Sets
 from .simd import WIDTH
 
@@ -33,13 +32,13 @@ def run(problem: Problem, plan: ColumnsPlan, operands: Operands, mask: NDArray[A
     x, out, flags = flat(operands.x), flat(operands.out), None if mask is None else flat(mask)
     shape = _shape(plan, sets, weight, operands, threads.available())
     field, size = int(shape[ck.FIELD]), problem.dtype.itemsize
-    if operands.x.size * size >= STREAM_BYTES and (line := _in_line(plan, out, bool(shape[ck.FLAT]))):
+    if operands.x.size * size >= limits.STREAM_BYTES and (line := _in_line(plan, out, bool(shape[ck.FLAT]))):
         shape[ck.STREAMED], shape[ck.HEAD] = 1, -out.ctypes.data % line // size
     prefix, dtype = "" if mask is None else "masked_", problem.dtype
     tiles = plan.outer * -(-plan.lanes // int(shape[ck.TILE]))
     blocks = -(-plan.length // BLOCK)
     with threads.sharing as chunks:
-        if 2 * operands.x.size * size < PARALLEL_BYTES:
+        if 2 * operands.x.size * size < limits.PARALLEL_BYTES:
             chunks = 1
         work, factors = (
             _aligned_empty(chunks * ck.FIELDS * field, np.float64),

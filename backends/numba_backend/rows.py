@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,28 +11,11 @@ from numpy.typing import NDArray
 from normkit import pool
 from normkit.problem import Operands, Problem, Rows
 
-from . import kernels, threads
+from . import kernels, limits, strided, threads
 from .compiling import MAX_NDIM, kernel, parameter_dtype
 from .guard import recognizer
-from .simd import WIDTH
 
-PARALLEL_BYTES = 1 << 21  # in and out together; two threads win from half of it on, but sleeping ones take 250 us to wake
-FETCH_BYTES = 1 << 13  # so far ahead memory is fetched at least: less comes too late, much more is in the way
-GROUP_BYTES = 1 << 10  # rows of at most this many bytes are taken as a group: 16 of them fit in half of L1
-SPLIT_BYTES = 1 << 21  # rows of at least this many bytes are shared by the threads: more of each stays in L2
 UNUSED = np.zeros((1,) * MAX_NDIM)
-
-
-def half_of_last_cache() -> int:
-    """Half of the L3, in bytes, and at most 40 MiB: a virtual machine is told of a whole processor's, and has a share of it."""
-    try:
-        size = Path("/sys/devices/system/cpu/cpu0/cache/index3/size").read_text()
-        return min(int(size.strip().removesuffix("K")) << 9, 40 << 20)
-    except (OSError, ValueError):
-        return 16 << 20
-
-
-STREAM_BYTES = half_of_last_cache()  # outputs of at least this many bytes go past the caches
 
 
 class RowsCall:
@@ -47,8 +29,8 @@ class RowsCall:
         self.rows, self.runs, self.inner, self.period = layout
         self.n = self.runs * self.inner
         self.nbytes = self.rows * self.n * problem.dtype.itemsize
-        self.parallel = 2 * self.nbytes >= PARALLEL_BYTES
-        self.splits = splitting(problem)
+        self.parallel = 2 * self.nbytes >= limits.PARALLEL_BYTES
+        self.splits = limits.splitting(problem)
 
     def __call__(self, operands: Operands) -> None:
         x, out = operands.x, operands.out
@@ -56,8 +38,6 @@ class RowsCall:
             self._nothing(operands)
             return
         if not out.flags.c_contiguous or not out.dtype.isnative:
-            from . import strided  # which knows this module
-
             strided.run(self.problem, operands)
             return
         if x.ndim > MAX_NDIM:
@@ -114,10 +94,10 @@ class RowsCall:
         )  # fmt: skip
         shape[kernels.GIVEN] = mean.size if self.problem.statistics == "given" else 0
         shape[kernels.WANTED] = operands.mean is not None
-        shape[kernels.STREAMED] = self.nbytes >= STREAM_BYTES
-        shape[kernels.GROUP] = group = rows_at_once(self.problem, self.runs, self.inner)
+        shape[kernels.STREAMED] = self.nbytes >= limits.STREAM_BYTES
+        shape[kernels.GROUP] = group = limits.rows_at_once(self.problem, self.runs, self.inner)
         shape[kernels.AHEAD] = (
-            fetched_ahead(self.n, self.n, group, self.problem.dtype.itemsize) if shape[kernels.STREAMED] else 0
+            limits.fetched_ahead(self.n, self.n, group, self.problem.dtype.itemsize) if shape[kernels.STREAMED] else 0
         )
         shape[kernels.X_ROWS + 2] = shape[kernels.OUT_ROWS + 2] = self.n
         return shape
@@ -141,26 +121,3 @@ class RowsCall:
         """x is empty: there may still be statistics to write, of no elements each."""
         if operands.mean is not None and self.problem.statistics == "input":
             operands.mean[...] = operands.var[...] = np.nan
-
-
-def fetched_ahead(n: int, step: int, group: int, itemsize: int) -> int:
-    """How many elements ahead of what is summed memory is fetched: a block, or some rows or groups of rows if they are less."""
-    piece = min(n, kernels.BLOCK) * max(group, 1)
-    pieces = -(-FETCH_BYTES // (piece * itemsize))
-    return pieces * (kernels.BLOCK if n > kernels.BLOCK else step * max(group, 1))
-
-
-def splitting(problem: Problem) -> Callable[[int, int], bool]:
-    """Whether so many threads share each of so many rows, rather than the rows: where they are few, or too long for a cache."""
-    if problem.statistics == "given" or problem.count <= kernels.BLOCK:
-        return lambda rows, threads: False
-    long = problem.count * problem.dtype.itemsize >= SPLIT_BYTES
-    return lambda rows, threads: long or rows < threads * 4
-
-
-def rows_at_once(problem: Problem, runs: int, inner: int) -> int:
-    """How many rows a kernel takes as a group; 0 if each is taken by itself."""
-    nbytes = runs * inner * problem.dtype.itemsize
-    if problem.statistics == "given" or min(runs, inner) > 1 or nbytes > GROUP_BYTES:
-        return 0
-    return WIDTH

@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 
 from normkit.problem import Operands, Problem
 
-from . import columns, kernels, layouts, threads, tiles
+from . import columns, kernels, layouts, limits, threads, tiles
 from .compiling import kernel
 from .layouts import ColumnsPlan, RowsPlan, flat
-from .rows import PARALLEL_BYTES, STREAM_BYTES, fetched_ahead, rows_at_once, splitting
 from .sets import Sets, rows_shape
 
 MASK_BYTES = 1 << 20  # no more of a mask is copied at once
@@ -100,10 +99,12 @@ def _rows(problem: Problem, plan: RowsPlan, operands: Operands, mask: NDArray[An
     nbytes = sets.number * n * problem.dtype.itemsize
     shape = rows_shape(sets, sets.number, operands)
     shape[kernels.PERIOD] = 1 if sets.apart else weight.size
-    shape[kernels.STREAMED] = nbytes >= STREAM_BYTES
-    shape[kernels.GROUP] = 0 if mask is not None else rows_at_once(problem, *shape[[kernels.RUNS, kernels.INNER]].tolist())
+    shape[kernels.STREAMED] = nbytes >= limits.STREAM_BYTES
+    shape[kernels.GROUP] = (
+        0 if mask is not None else limits.rows_at_once(problem, *shape[[kernels.RUNS, kernels.INNER]].tolist())
+    )
     if shape[kernels.STREAMED]:
-        shape[kernels.AHEAD] = fetched_ahead(n, plan.x[2], int(shape[kernels.GROUP]), problem.dtype.itemsize)
+        shape[kernels.AHEAD] = limits.fetched_ahead(n, plan.x[2], int(shape[kernels.GROUP]), problem.dtype.itemsize)
     for at, quad in ((kernels.X_ROWS, plan.x), (kernels.OUT_ROWS, plan.out), (kernels.M_ROWS, plan.mask)):
         shape[at : at + 4] = quad
     shape[kernels.M_STEP] = plan.mask_step
@@ -111,9 +112,9 @@ def _rows(problem: Problem, plan: RowsPlan, operands: Operands, mask: NDArray[An
     args = (flat(operands.x), flat(operands.out), flags, weight, bias, mean, var, shape, problem.eps)
     prefix, dtype = "rows" if mask is None else "masked_rows", problem.dtype
     with threads.sharing as chunks:
-        if chunks == 1 or 2 * nbytes < PARALLEL_BYTES:
+        if chunks == 1 or 2 * nbytes < limits.PARALLEL_BYTES:
             kernel(f"{prefix}_serial", dtype)(*args)
-        elif not splitting(problem)(sets.number, chunks):
+        elif not limits.splitting(problem)(sets.number, chunks):
             threads.launch(kernel(f"{prefix}_parallel", dtype), chunks, *args, chunks)
         else:
             scratch = np.empty((-(-n // kernels.BLOCK), 5))

@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 
 from normkit.problem import Operands, Problem
 
-from . import kernels, threads
+from . import kernels, limits, threads
 from .compiling import kernel
-from .rows import PARALLEL_BYTES
 from .sets import Sets, rows_shape
 
 TILE_BYTES = 1 << 18
@@ -105,7 +104,7 @@ class _Tiled:
     def _share(self, tiles: list[tuple[int, int]], work: Callable[[list[tuple[int, int]]], None]) -> None:
         """Some of the tiles on each thread."""
         with threads.sharing as chunks:
-            n = 1 if 2 * self.size < PARALLEL_BYTES else min(chunks, len(tiles))
+            n = 1 if 2 * self.size < limits.PARALLEL_BYTES else min(chunks, len(tiles))
             if n == 1:
                 work(tiles)
                 return

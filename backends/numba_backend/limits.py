@@ -1,0 +1,51 @@
+"""From which sizes on a call is shared, streamed, fetched ahead or taken in groups, as measured: docs/performance.md."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from normkit.problem import Problem
+
+from . import kernels
+from .simd import WIDTH
+
+PARALLEL_BYTES = 1 << 21  # in and out together; two threads win from half of it on, but sleeping ones take 250 us to wake
+FETCH_BYTES = 1 << 13  # so far ahead memory is fetched at least: less comes too late, much more is in the way
+GROUP_BYTES = 1 << 10  # rows of at most this many bytes are taken as a group: 16 of them fit in half of L1
+SPLIT_BYTES = 1 << 21  # rows of at least this many bytes are shared by the threads: more of each stays in L2
+
+
+def half_of_last_cache() -> int:
+    """Half of the L3, in bytes, and at most 40 MiB: a virtual machine is told of a whole processor's, and has a share of it."""
+    try:
+        size = Path("/sys/devices/system/cpu/cpu0/cache/index3/size").read_text()
+        return min(int(size.strip().removesuffix("K")) << 9, 40 << 20)
+    except (OSError, ValueError):
+        return 16 << 20
+
+
+STREAM_BYTES = half_of_last_cache()  # outputs of at least this many bytes go past the caches
+
+
+def fetched_ahead(n: int, step: int, group: int, itemsize: int) -> int:
+    """How many elements ahead of what is summed memory is fetched: a block, or some rows or groups of rows if they are less."""
+    piece = min(n, kernels.BLOCK) * max(group, 1)
+    pieces = -(-FETCH_BYTES // (piece * itemsize))
+    return pieces * (kernels.BLOCK if n > kernels.BLOCK else step * max(group, 1))
+
+
+def splitting(problem: Problem) -> Callable[[int, int], bool]:
+    """Whether so many threads share each of so many rows, rather than the rows: where they are few, or too long for a cache."""
+    if problem.statistics == "given" or problem.count <= kernels.BLOCK:
+        return lambda rows, threads: False
+    long = problem.count * problem.dtype.itemsize >= SPLIT_BYTES
+    return lambda rows, threads: long or rows < threads * 4
+
+
+def rows_at_once(problem: Problem, runs: int, inner: int) -> int:
+    """How many rows a kernel takes as a group; 0 if each is taken by itself."""
+    nbytes = runs * inner * problem.dtype.itemsize
+    if problem.statistics == "given" or min(runs, inner) > 1 or nbytes > GROUP_BYTES:
+        return 0
+    return WIDTH
