@@ -16,7 +16,7 @@ import pytest
 
 from normkit.bench import cli, report
 from normkit.bench.cases import EPS, GROUPS, Case, make_inputs, np_dtype, select
-from normkit.bench.contenders import CONTENDERS, Contender
+from normkit.bench.contenders import CONTENDERS, Contender, in_turns
 from normkit.bench.results import CaseResult, Run, Score, Settings, geometric_mean
 
 pytest.importorskip("rich")
@@ -112,6 +112,20 @@ def test_every_contender_here_gives_the_right_answer(spec):
             continue
         if "offset" not in spec or name != "NumPy":
             assert Oracle(case, inputs).max_error(call.to_numpy(call.run(call.own(inputs.x)))) < 1e-6, name
+
+
+def test_large_inputs_take_turns():
+    """Small ones stay in cache; of large ones there are more than a cache holds."""
+    assert Case.parse("layer_norm/512x768").alike == 1
+    for spec in ("layer_norm/2048x1024", "layer_norm/64x197x768", "layer_norm/16384x4096"):
+        case = Case.parse(spec)
+        assert case.alike >= 2
+        assert case.alike * case.nbytes >= 256 << 20
+    seen = []
+    run = in_turns(seen.append, [1, 2, 3])
+    for _ in range(5):
+        run()
+    assert seen == [1, 2, 3, 1, 2]
 
 
 def test_the_fastest_copy_copies():

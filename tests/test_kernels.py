@@ -139,6 +139,32 @@ def test_rows_streamed_to_wherever_out_lies(place, shape, dtype, monkeypatch):
     assert (memory[32 + x.size :] == 7).all()
 
 
+@pytest.mark.parametrize("n", [300, 4096, 5000, 12_289])
+@pytest.mark.parametrize("rows", [1, 2, 5, 80])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_a_row_has_the_bits_that_it_has_alone(n, rows, dtype, monkeypatch):
+    """Streamed, a row is normalized between the blocks of the next one: in place, with a mask, with gaps, on any threads."""
+    x = np.random.default_rng(n).normal(1, 2, (rows, n)).astype(dtype)
+    x[-1, n // 2] = np.nan
+    mask = np.random.default_rng(rows).random((rows, n)) < 0.8
+    weight, bias = np.linspace(-2, 3, n, dtype=dtype), np.linspace(1, 2, n, dtype=dtype)
+
+    def rows_of(x, mask=None, out=None):
+        return nk.layer_norm(x, n, weight, bias, mask=mask, out=out, backend="numba")
+
+    alone = [rows_of(x[r : r + 1]).tobytes() for r in range(rows)]
+    alone_masked = [rows_of(x[r : r + 1], mask[r : r + 1]).tobytes() for r in range(rows)]
+    monkeypatch.setattr(limits, "STREAM_BYTES", 0)
+    monkeypatch.setattr(limits, "PARALLEL_BYTES", 0)
+    for shape in (x, np.repeat(x, 2, axis=0)[::2], x[::-1].copy()[::-1]):
+        assert [row.tobytes() for row in rows_of(shape)] == alone
+        assert [row.tobytes() for row in rows_of(shape, mask)] == alone_masked
+    again = x.copy()
+    assert [row.tobytes() for row in rows_of(again, out=again)] == alone
+    again = x.copy()
+    assert [row.tobytes() for row in rows_of(again, mask, out=again)] == alone_masked
+
+
 def placed(shape, place, dtype=np.float32):
     """An array that starts so many bytes after a page does."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize

@@ -45,7 +45,7 @@ CLOSE_TO_FLOAT16, CLOSE_TO_BFLOAT16 = 2.0**-10, 2.0**-13
 BLOCK = 4096  # elements whose moments are taken at once: they stay in L1, and any kernel can start at any block
 
 PAYS = 4  # rows for each of weight and bias
-UNKNOWN = 3e38, 3e38  # see `bounds_of`
+UNKNOWN = (3.4028234663852886e38, 3.4028234663852886e38)  # see `bounds_of`: no weight or bias in float32 is larger
 NOTHING = 0.0, np.nan, 0.0, 0.0  # the moments of no elements, see `absorb`
 
 # What stands where in `shape`

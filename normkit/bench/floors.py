@@ -67,9 +67,6 @@ def compiled_copies() -> dict[str, Callable[[Array, Array], None]]:
     """copy(target, source) on all cores, by the kind of stores and loads; both arrays from `aligned_empty`."""
     import numba
 
-    streamed = _streaming_line(0)
-    fetched = _streaming_line(FETCHED)
-
     @numba.njit(parallel=True)
     def plain(target: Array, source: Array) -> None:
         size = (len(target) // numba.get_num_threads() + LINE) // LINE * LINE
@@ -77,23 +74,22 @@ def compiled_copies() -> dict[str, Callable[[Array, Array], None]]:
             start = part * size
             target[start : start + size] = source[start : start + size]
 
-    @numba.njit(parallel=True)
-    def streaming(target: Any, source: Any) -> None:
-        size = (len(target) // numba.get_num_threads() + LINE) // LINE * LINE
-        for part in numba.prange((len(target) + size - 1) // size):
-            start: Any = np.intp(part) * size  # prange counts unsigned
-            for i in range(start, min(start + size, len(target)), 16):
-                streamed(target, source, i)
+    def streaming(copy_line: Any) -> Any:
+        @numba.njit(parallel=True)
+        def copy(target: Any, source: Any) -> None:
+            size = (len(target) // numba.get_num_threads() + LINE) // LINE * LINE
+            for part in numba.prange((len(target) + size - 1) // size):
+                start: Any = np.intp(part) * size  # prange counts unsigned
+                for i in range(start, min(start + size, len(target)), 16):
+                    copy_line(target, source, i)
 
-    @numba.njit(parallel=True)
-    def streaming_fetched(target: Any, source: Any) -> None:
-        size = (len(target) // numba.get_num_threads() + LINE) // LINE * LINE
-        for part in numba.prange((len(target) + size - 1) // size):
-            start: Any = np.intp(part) * size
-            for i in range(start, min(start + size, len(target)), 16):
-                fetched(target, source, i)
+        return copy
 
-    return {"plain stores": plain, "streaming stores": streaming, "streaming stores, fetched ahead": streaming_fetched}
+    return {
+        "plain stores": plain,
+        "streaming stores": streaming(_streaming_line(0)),
+        "streaming stores, fetched ahead": streaming(_streaming_line(FETCHED)),
+    }
 
 
 def _streaming_line(ahead: int) -> Any:
