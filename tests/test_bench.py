@@ -155,6 +155,8 @@ def small_run(tmp_path_factory):
         "--only",
         "np.copy,normkit,numpy",
         "--rounds",
+        1,
+        "--sweeps",
         2,
     ]
     words += ["--json", folder / "a.json", "--plot", folder / "a.png", "--markdown", document]

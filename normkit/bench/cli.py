@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from normkit.bench.runner import Match
 
-QUICK, FULL = Settings(5, 0.03), Settings(11, 0.2)
+QUICK, FULL = Settings(5, 0.03), Settings(2, 0.1, 5)
 CURE = 'pip install "normkit[demo]"'
 
 
@@ -38,8 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--only", metavar="NAMES", help="contenders by the beginnings or parts of their names, separated by commas"
     )
-    parser.add_argument("--full", action="store_true", help="all standard cases, more and longer rounds (minutes)")
-    parser.add_argument("--rounds", type=int, metavar="N", help="rounds of turns")
+    parser.add_argument("--full", action="store_true", help="all standard cases, longer turns, 5 sweeps (12 minutes)")
+    parser.add_argument("--rounds", type=int, metavar="N", help="rounds of turns in a sweep")
+    parser.add_argument("--sweeps", type=int, metavar="N", help="sweeps over all cases, each with processes of its own")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured; - for the terminal")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the ratios (.png, .svg, .pdf)")
     parser.add_argument(
@@ -93,11 +95,12 @@ def choose(only: str | None) -> list[str]:
 def settings(args: argparse.Namespace) -> Settings:
     """How long to look."""
     chosen = FULL if args.full else QUICK
-    return Settings(max(1, args.rounds), chosen.seconds) if args.rounds else chosen
+    given = {name: max(1, value) for name in ("rounds", "sweeps") if (value := getattr(args, name))}
+    return replace(chosen, **given)
 
 
 def measure(cases: list[Case], names: list[str], chosen: Settings) -> Run:
-    """Play every case. Ctrl-C ends it, and leaves what was measured."""
+    """Play every case in every sweep. Ctrl-C ends it, and leaves what was measured."""
     from normkit.bench.machine import describe
     from normkit.bench.runner import Match
 
@@ -106,26 +109,30 @@ def measure(cases: list[Case], names: list[str], chosen: Settings) -> Run:
     run = Run(describe(), chosen, base)
     run.left_out = {n: f"not installed: {', '.join(CONTENDERS[n].missing)}" for n in names if n not in present}
     with _progress_bar() as bar:
-        task = bar.add_task("starting the contenders", total=len(cases) * len(present) * (chosen.rounds + 2), turn="")
+        steps = chosen.sweeps * len(cases) * len(present) * (chosen.rounds + 2)
+        task = bar.add_task("starting the contenders", total=steps, turn="")
         bar.refresh()
         try:
-            with Match(present, chosen) as match:
-                run.versions, run.left_out = match.versions, run.left_out | match.left_out
-                _play(run, cases, match, bar, task)
+            for sweep in range(chosen.sweeps):
+                with Match(present, chosen, sweep) as match:
+                    run.versions, run.left_out = match.versions, run.left_out | match.left_out
+                    _play(run, cases, match, sweep / chosen.sweeps, bar, task)
         except KeyboardInterrupt:
             run.interrupted = True
     return run
 
 
-def _play(run: Run, cases: list[Case], match: Match, bar: Progress, task: TaskID) -> None:
+def _play(run: Run, cases: list[Case], match: Match, done: float, bar: Progress, task: TaskID) -> None:
     def advance(name: str) -> None:
         bar.update(task, advance=1, turn=name, refresh=True)
 
     total = bar.tasks[0].total or 0
     for index, case in enumerate(cases):
-        bar.update(task, description=case.title, completed=total * index / len(cases), refresh=True)
-        run.results.append(CaseResult(case, {}))
-        match.play(run.results[-1], advance)
+        completed = total * (done + index / len(cases) / run.settings.sweeps)
+        bar.update(task, description=case.title, completed=completed, refresh=True)
+        if index == len(run.results):
+            run.results.append(CaseResult(case, {}))
+        match.play(run.results[index], advance)
 
 
 def _progress_bar() -> Progress:

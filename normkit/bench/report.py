@@ -207,7 +207,8 @@ def markdown(run: Run, picture: str | None = None) -> str:
     """The tables for a document."""
     machine = "; ".join(f"{name} {fact}" for name, fact in run.machine.items())
     versions = ", ".join(f"{name} {version}" for name, version in sorted(run.versions.items()))
-    rounds = f"{run.settings.rounds} rounds, turns of {run.settings.seconds:g} s"
+    chosen = run.settings
+    rounds = f"{chosen.sweeps} sweeps of {chosen.rounds} rounds, turns of {chosen.seconds:g} s"
     parts = [f"Machine: {machine}.", f"Versions: {versions}. {rounds}."]
     parts += [f"![time of each contender over normkit's, per case]({picture})"] if picture else []
     parts += [f"Time over {run.base}'s, over all cases:", _markdown_table(SUMMARY, _summary_rows(run))]

@@ -16,10 +16,14 @@ from normkit.bench.contenders import CONTENDERS
 
 @dataclass(frozen=True)
 class Settings:
-    """How long to look: rounds, and seconds of each contender's turn in a round."""
+    """How long to look: rounds of each sweep, seconds of a contender's turn in a round, and sweeps over all cases.
+
+    A sweep has new processes, and so new memory: what differs between two runs should differ between two sweeps.
+    """
 
     rounds: int = 5
     seconds: float = 0.05
+    sweeps: int = 1
 
 
 @dataclass

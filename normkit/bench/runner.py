@@ -114,15 +114,15 @@ class Process:
 
 
 class Match:
-    """All contenders of a run. Use as a context: leaving it ends their processes."""
+    """All contenders of a sweep. Use as a context: leaving it ends their processes."""
 
-    def __init__(self, names: list[str], settings: Settings) -> None:
+    def __init__(self, names: list[str], settings: Settings, sweep: int = 0) -> None:
         self.settings = settings
         self.names = names
         self.versions: dict[str, str] = {}
         self.left_out: dict[str, str] = {}
         self._processes: dict[str, Process] = {}
-        self._order = Random(0)
+        self._order = Random(sweep)
         self._retries = 0  # of the case being played
 
     def __enter__(self) -> Match:
@@ -151,24 +151,31 @@ class Match:
                 self._processes.pop(name).close()
 
     def play(self, result: CaseResult, advance: Callable[[str], None]) -> None:
-        """Measure and check one case into `result`; `advance` is told whose turn is over."""
+        """Measure one case into `result`, and check who is new there; `advance` is told whose turn is over."""
         inputs = make_inputs(result.case)
         write_inputs(inputs, self._folder)
-        result.scores.update({name: Score() for name in self._processes})
-        for name, score in result.scores.items():
+        new = [name for name in self._processes if name not in result.scores]
+        result.scores.update({name: Score() for name in new})
+        for name in self._able(result, list(self._processes)):
+            score = result.scores[name]
             answer = self._ask(name, score, do="prepare", case=result.case.spec, folder=str(self._folder))
             score.note, score.failure = answer.get("note", ""), score.failure or answer.get("unsupported", "")
             advance(name)
         self._retries = self.settings.rounds * len(self._processes) // 2
         for _ in range(self.settings.rounds):
-            names = [name for name, score in result.scores.items() if not score.failure]
+            names = self._able(result, list(self._processes))
             for name in self._order.sample(names, len(names)):
                 self._take_turn(name, result)
                 advance(name)
-        oracle = Oracle(result.case, inputs)
-        for name in [name for name, score in result.scores.items() if not score.failure]:
-            self._check(name, result.scores[name], oracle, inputs.x)
-            advance(name)
+        if new:
+            oracle = Oracle(result.case, inputs)
+            for name in self._able(result, new):
+                self._check(name, result.scores[name], oracle, inputs.x)
+                advance(name)
+
+    @staticmethod
+    def _able(result: CaseResult, names: list[str]) -> list[str]:
+        return [name for name in names if not result.scores[name].failure]
 
     def _take_turn(self, name: str, result: CaseResult) -> None:
         """Time one contender. If other processes had part of the cores meanwhile, try again, up to half of a case's turns."""

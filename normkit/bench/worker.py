@@ -52,10 +52,12 @@ class Worker:
         self.call, self.xs = None, []
         gc.collect()
         try:
-            self.call = self.contender.prepare(case, read_inputs(case, folder))
+            inputs = read_inputs(case, folder)
+            self.call = self.contender.prepare(case, inputs)
         except UnsupportedCase as refusal:
             return {"unsupported": str(refusal)}
-        self.xs = [self.call.own(read_inputs(case, folder).x) for _ in range(case.alike)]
+        others = (read_inputs(case, folder) for _ in range(case.alike - 1))
+        self.xs = [self.call.own(i.x) for i in (inputs, *others)]
         self.call.run(self.xs[0])  # compiles
         return {"note": self.call.note}
 
