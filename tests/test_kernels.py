@@ -165,6 +165,41 @@ def test_a_row_has_the_bits_that_it_has_alone(n, rows, dtype, monkeypatch):
     assert [row.tobytes() for row in rows_of(again, mask, out=again)] == alone_masked
 
 
+@pytest.mark.parametrize("shape", [(40, 17, 100), (7, 300, 80), (9, 4100, 272), (3, 9000, 16), (2, 20_000, 40), (3, 12_300, 4)])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_a_column_has_the_bits_that_it_has_as_a_row(shape, dtype, monkeypatch):
+    """In tiles that are streamed, split or taken 16 rows as one: in place, with a mask, given statistics, on any threads."""
+    rng = np.random.default_rng(sum(shape))
+    x = rng.normal(1, 2, shape).astype(dtype)
+    x[-1, shape[1] // 2, 0] = np.nan
+    x[0, :, 1] += 1000  # is summed again
+    mask = rng.random(shape) < 0.8
+    weight, bias = np.linspace(-2, 3, shape[-1], dtype=dtype), np.linspace(1, 2, shape[-1], dtype=dtype)
+
+    def normalized(x, **how):
+        return nk.instance_norm(x, weight=weight, bias=bias, backend="numba", **how)
+
+    def first(a):
+        return np.ascontiguousarray(a.swapaxes(1, 2))
+
+    right, *statistics = normalized(first(x), return_stats=True)
+    masked = normalized(first(x), mask=first(mask))
+    mean, var = np.linspace(0, 1, shape[-1]), np.linspace(1, 2, shape[-1])
+    known = {"running_mean": mean, "running_var": var, "use_input_stats": False}
+    given = normalized(first(x), **known)
+    monkeypatch.setattr(limits, "STREAM_BYTES", 0)
+    monkeypatch.setattr(limits, "PARALLEL_BYTES", 0)
+    y, *again = normalized(x, channel_axis=-1, return_stats=True)
+    assert first(y).tobytes() == right.tobytes()
+    assert [a.tobytes() for a in again] == [a.tobytes() for a in statistics]
+    assert first(normalized(x, channel_axis=-1, mask=mask)).tobytes() == masked.tobytes()
+    assert first(normalized(x, channel_axis=-1, **known)).tobytes() == given.tobytes()
+    for how, expected in (({}, right), ({"mask": mask}, masked)):
+        again = x.copy()
+        normalized(again, channel_axis=-1, out=again, **how)
+        assert first(again).tobytes() == expected.tobytes()
+
+
 def placed(shape, place, dtype=np.float32):
     """An array that starts so many bytes after a page does."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize

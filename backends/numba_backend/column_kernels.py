@@ -24,6 +24,7 @@ from .simd import (
     element,
     fence,
     fma,
+    has_registers,
     is_double,
     itemsize,
     keep_first,
@@ -42,6 +43,7 @@ from .simd import (
 )
 
 MAX_SPAN = 1024  # rows of x whose places are looked up at once
+WAYS = 8  # cache lines that L1 keeps of those which lie a multiple of 4 KiB apart
 MAX_FLAT = 64  # columns, of rows that are taken 16 as one
 
 # What stands where in `shape`
@@ -64,34 +66,70 @@ def add_up(
     x: Any, xi: int, mask: Any, mi: int, m_step: int, places: Any, c: int, k: int, rows: int, width: int, work: Any,
     sums: int, shift: int, field: int, ahead: int,
 ) -> None:  # fmt: skip
-    """Add rows k, k + 16, ... of x - shift, and their squares, to the sums of `width` columns; only where the mask is 1."""
-    one = splat(unity(x), np.float64)
-    for j in range(0, width, WIDTH):
-        n = width - j
-        s, q = load(work, sums + S * field + j, np.float64), load(work, sums + Q * field + j, np.float64)
-        count, center = load(work, sums + N * field + j, np.float64), load(work, shift + j, np.float64)
-        zero = splat(0.0, np.float64)
-        if n >= WIDTH:
+    """Add rows k, k + 16, ... of x - shift, and their squares, to the sums of `width` columns; only where the mask is 1.
+
+    What lies `ahead` is fetched meanwhile. Of many rows, four vectors at a time use each cache line once, wherever x begins in
+    it; one after the other, half of a line is used so much later that it has left L1.
+    """
+    j = 0
+    while j < width:
+        at, n, other = sums + j, width - j, shift + j
+        s, q, count = sums_at(work, at, field)
+        if n >= 4 * WIDTH and rows > WAYS and has_registers(x):
+            s1, q1, count1 = sums_at(work, at + WIDTH, field)
+            s2, q2, count2 = sums_at(work, at + 2 * WIDTH, field)
+            s3, q3, count3 = sums_at(work, at + 3 * WIDTH, field)
             for i in range(rows):
-                yes = flags(mask, mi + places[c, 1, k + i * WIDTH] + j * m_step, m_step)
-                at = xi + places[c, 0, k + i * WIDTH] + j
-                d = choose(yes, load(x, at, np.float64) - center, zero)
-                prefetch(x, at + ahead)
-                s = fma(d, one, s)
-                q = fma(d, d, q)
-                count = tally(count, yes)
+                xj, mj = xi + places[c, 0, k + i * WIDTH] + j, mi + places[c, 1, k + i * WIDTH] + j * m_step
+                s, q, count = added(x, xj, mask, mj, m_step, 0, work, other, s, q, count, ahead)
+                s1, q1, count1 = added(x, xj, mask, mj, m_step, WIDTH, work, other, s1, q1, count1, ahead)
+                s2, q2, count2 = added(x, xj, mask, mj, m_step, 2 * WIDTH, work, other, s2, q2, count2, ahead)
+                s3, q3, count3 = added(x, xj, mask, mj, m_step, 3 * WIDTH, work, other, s3, q3, count3, ahead)
+            keep_sums(mask, work, at + WIDTH, field, s1, q1, count1)
+            keep_sums(mask, work, at + 2 * WIDTH, field, s2, q2, count2)
+            keep_sums(mask, work, at + 3 * WIDTH, field, s3, q3, count3)
+            n = 4 * WIDTH
+        elif n >= WIDTH:
+            for i in range(rows):
+                xj, mj = xi + places[c, 0, k + i * WIDTH] + j, mi + places[c, 1, k + i * WIDTH] + j * m_step
+                s, q, count = added(x, xj, mask, mj, m_step, 0, work, other, s, q, count, ahead)
+            n = WIDTH
         else:
+            center, zero = load(work, other, np.float64), splat(0.0, np.float64)
             for i in range(rows):
                 yes = flags_first(mask, mi + places[c, 1, k + i * WIDTH] + j * m_step, m_step, n)
                 d = keep_first(load_first(x, xi + places[c, 0, k + i * WIDTH] + j, n, np.float64) - center, n)
                 d = choose(yes, d, zero)
-                s = fma(d, one, s)
-                q = fma(d, d, q)
-                count = tally(count, yes)
-        store(work, sums + S * field + j, s)
-        store(work, sums + Q * field + j, q)
-        if not is_none(mask):
-            store(work, sums + N * field + j, count)
+                s, q, count = s + d, fma(d, d, q), tally(count, yes)
+        keep_sums(mask, work, at, field, s, q, count)
+        j += n
+
+
+@inline
+def sums_at(work: Any, at: int, field: int) -> Any:
+    """(sums, sums of squares, numbers) of WIDTH columns."""
+    s, q = load(work, at + S * field, np.float64), load(work, at + Q * field, np.float64)
+    return s, q, load(work, at + N * field, np.float64)
+
+
+@inline
+def keep_sums(mask: Any, work: Any, at: int, field: int, s: Any, q: Any, count: Any) -> None:
+    """Write them down."""
+    store(work, at + S * field, s)
+    store(work, at + Q * field, q)
+    if not is_none(mask):
+        store(work, at + N * field, count)
+
+
+@inline
+def added(
+    x: Any, xj: int, mask: Any, mj: int, m_step: int, j: int, work: Any, shift: int, s: Any, q: Any, count: Any, ahead: int
+) -> Any:
+    """The sums with WIDTH elements more, those j further on."""
+    yes = flags(mask, mj + j * m_step, m_step)
+    d = choose(yes, load(x, xj + j, np.float64) - load(work, shift + j, np.float64), splat(0.0, np.float64))
+    prefetch(x, xj + j + ahead)
+    return fma(d, splat(unity(x), np.float64), s), fma(d, d, q), tally(count, yes)
 
 
 @inline
@@ -399,7 +437,7 @@ def apply_with(
     head = min(shape[HEAD], width * step)
     while k < stop:
         rows, skip = 1, head
-        if k + 4 * step <= stop and not mixed:
+        if shape[FLAT] == 0 and k + 4 * step <= stop and not mixed:  # rows that lie end to end are quicker one by one
             rows, skip = 4, head + (width * step - head) // WIDTH * WIDTH
             xs = four_places(xi, k, step, shape, X_LENGTH)
             outs = four_places(oi, k, step, shape, OUT_LENGTH)

@@ -16,9 +16,9 @@ WIDTH = 16
 STACK = 40 * WIDTH
 
 __all__ = [
-    "above", "address", "any_of", "cast", "element", "fence", "fma", "has_stage", "interleaved", "is_bfloat16", "is_double",
-    "itemsize", "keep_first", "load", "load_first", "magnitude", "one_by_one", "outside", "pick", "prefetch", "put", "root",
-    "roots", "splat", "stack", "stage", "store", "store_first", "stream", "total", "unity",
+    "above", "address", "any_of", "cast", "element", "fence", "fma", "has_registers", "has_stage", "interleaved",
+    "is_bfloat16", "is_double", "itemsize", "keep_first", "load", "load_first", "magnitude", "one_by_one", "outside", "pick",
+    "prefetch", "put", "root", "roots", "splat", "stack", "stage", "store", "store_first", "stream", "total", "unity",
 ]  # fmt: skip
 
 _NUMBERS = np.arange(WIDTH)
@@ -116,6 +116,10 @@ def any_of(lanes: Any) -> bool:
 
 def stack(compute: Any) -> Any:
     return np.full(STACK, np.nan, compute)
+
+
+def has_registers(array: Any) -> bool:
+    return True
 
 
 def has_stage(array: Any) -> bool:

@@ -55,13 +55,17 @@ _ELEMENTS = {types.float32: f32, types.float64: f64, types.uint16: i16, types.in
 def converts_halves() -> bool:
     """Whether the CPU that Numba compiles for has instructions between float16 and float32."""
     if platform.machine().lower() in ("x86_64", "amd64"):
-        return "+f16c" in str(cpu_target.target_context.codegen()._tm_features).split(",")
+        return _has("f16c")
     return platform.machine().lower() in ("aarch64", "arm64")
+
+
+def _has(feature: str) -> bool:
+    return f"+{feature}" in str(cpu_target.target_context.codegen()._tm_features).split(",")
 
 
 def _folds_conversions() -> bool:
     """Whether LLVM makes one instruction of float16 to float32 to float64, which takes twice as long as the two."""
-    return "+avx512fp16" in str(cpu_target.target_context.codegen()._tm_features).split(",")
+    return _has("avx512fp16")
 
 
 def _vector(element: ir.Type) -> ir.VectorType:
@@ -451,6 +455,16 @@ def stack(typingctx: Any, compute: Any) -> Any:
         return view._getvalue()
 
     return array(compute), codegen
+
+
+@intrinsic
+def has_registers(typingctx: Any, array: Any) -> Any:
+    """Whether the CPU has 32 registers of 8 float64, as AVX-512 has: a constant."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return i1(_has("avx512f"))
+
+    return types.boolean(array), codegen
 
 
 @intrinsic
