@@ -139,8 +139,8 @@ def test_rows_streamed_to_wherever_out_lies(place, shape, dtype, monkeypatch):
     assert (memory[32 + x.size :] == 7).all()
 
 
-@pytest.mark.parametrize("n", [300, 4096, 5000, 12_289])
-@pytest.mark.parametrize("rows", [1, 2, 5, 80])
+@pytest.mark.parametrize("n", [40, 64, 300, 4096, 5000, 12_289])
+@pytest.mark.parametrize("rows", [1, 2, 5, 14, 83])
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_a_row_has_the_bits_that_it_has_alone(n, rows, dtype, monkeypatch):
     """Streamed, a row is normalized between the blocks of the next one: in place, with a mask, with gaps, on any threads."""

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 WIDTH = 16
-STACK = 40 * WIDTH
+STACK = 22 * WIDTH
 
 __all__ = [
     "above", "address", "any_of", "cast", "element", "fence", "fma", "has_registers", "has_stage", "interleaved",

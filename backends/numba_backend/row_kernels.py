@@ -25,6 +25,7 @@ from .kernels import (
     WANTED,
     X_ROWS,
     absorb,
+    affine,
     apply_lanes,
     apply_span,
     block_moments,
@@ -48,6 +49,7 @@ from .simd import (
     cast,
     element,
     fence,
+    fma,
     has_stage,
     interleaved,
     is_double,
@@ -68,16 +70,17 @@ from .simd import (
     total,
 )
 
-# Fields of `work`, each of WIDTH numbers, one for each row of a group; those from S and Q on are lanes of one row each
+# Fields of `work`, each of WIDTH numbers, one for each row of a group; those from S and Q on are lanes of two rows each
+HALF = WIDTH // 2
 ORIGIN, SHIFT, MEAN, VAR, SCALE, OFFSET = range(0, 6 * WIDTH, WIDTH)
-S, Q, WORK = 6 * WIDTH, 22 * WIDTH, 38 * WIDTH
+S, Q, WORK = 6 * WIDTH, (6 + HALF) * WIDTH, (6 + WIDTH) * WIDTH
 LEAST = 4  # rows for which it pays to be a group
 
 
 @inline
 def totals(work: Any, at: int) -> Any:
-    """The `total` of each of WIDTH lanes in a row, as lanes."""
-    half = WIDTH // 2
+    """The `total` of each of WIDTH lanes, which lie `interleaved` in pairs, as lanes."""
+    half = HALF // 2
     while half > 0:
         for i in range(half):
             one_by_one()
@@ -90,12 +93,15 @@ def totals(work: Any, at: int) -> Any:
 @inline
 def group_deviations(x: Any, shape: Any, r: int, rows: int, shifted: bool, work: Any, ahead: int) -> Any:
     """`deviations` of a few rows from r on, one in each lane, from their shifts in `work`."""
-    n = shape[RUNS] * shape[INNER]
-    for i in range(rows):
-        shift = element(work, SHIFT + i) if shifted else 0.0
-        s, q, _ = lane_sums(x, place(r + i, shape, X_ROWS), None, 0, 0, n, shift, ahead)
-        store(work, S + i * WIDTH, s)
-        store(work, Q + i * WIDTH, q)
+    n, zero = shape[RUNS] * shape[INNER], splat(0.0, np.float64)
+    for i in range(min(rows, HALF)):
+        one_by_one()
+        s, q = row_sums(x, shape, r, i, n, shifted, work, ahead)
+        s1, q1 = zero, zero
+        if i + HALF < rows:
+            s1, q1 = row_sums(x, shape, r, i + HALF, n, shifted, work, ahead)
+        store(work, S + i * WIDTH, interleaved(s, s1))
+        store(work, Q + i * WIDTH, interleaved(q, q1))
     s = totals(work, S)
     delta = s * splat(1.0 / n, np.float64)
     m2 = totals(work, Q) - s * delta
@@ -103,16 +109,29 @@ def group_deviations(x: Any, shape: Any, r: int, rows: int, shifted: bool, work:
 
 
 @inline
+def row_sums(x: Any, shape: Any, r: int, i: int, n: int, shifted: bool, work: Any, ahead: int) -> Any:
+    """Sum and sum of squares of row i of a group, less its shift; without one, write down its first element too."""
+    at, shift = place(r + i, shape, X_ROWS), 0.0
+    if shifted:
+        shift = element(work, SHIFT + i)
+    else:
+        put(work, ORIGIN + i, element(x, at))
+    s, q, _ = lane_sums(x, at, None, 0, 0, n, shift, ahead)
+    return s, q
+
+
+@inline
 def group_moments(x: Any, shape: Any, r: int, rows: int, work: Any) -> Any:
     """(mean - origin, variance) of a few rows from r on, one in each lane, as `row_moments` takes them of one."""
     zero = splat(0.0, np.float64)
-    for i in range(rows):
-        one_by_one()
-        put(work, ORIGIN + i, element(x, place(r + i, shape, X_ROWS)))
+    if is_double(x):
+        for i in range(rows):
+            one_by_one()
+            put(work, ORIGIN + i, element(x, place(r + i, shape, X_ROWS)))
+        store(work, SHIFT, load(work, ORIGIN, np.float64))
+    delta, m2, far = group_deviations(x, shape, r, rows, is_double(x), work, shape[AHEAD])
     first = load(work, ORIGIN, np.float64)
     shift = first if is_double(x) else zero
-    store(work, SHIFT, shift)
-    delta, m2, far = group_deviations(x, shape, r, rows, is_double(x), work, shape[AHEAD])
     if any_of(far):
         shift = pick(far, shift + delta if is_double(x) else first, shift)
         store(work, SHIFT, shift)
@@ -190,9 +209,19 @@ def group(
     staged = has_stage(out) and streamed != 0 and end_to_end and misaligned(out, out_first) > 0
     target, streamed = stage(out, staged), 0 if staged else streamed
     i, step = (rows - 1, -1) if leads(x, x_first, out, out_first) else (0, 1)
-    ahead = place(r + rows, shape, X_ROWS) - x_first + shape[AHEAD]
-    for _ in range(rows):
-        xi, oi = place(r + i, shape, X_ROWS), i * n if staged else place(r + i, shape, OUT_ROWS)
+    ahead, left = place(r + rows, shape, X_ROWS) - x_first + shape[AHEAD], rows
+    fits = streamed == 0 or (end_to_end and n % WIDTH == 0 and misaligned(out, out_first) == 0)
+    while itemsize(x) > 2 and fits and left >= 4:
+        one_by_one()
+        first = i if step > 0 else i - 3
+        if is_double(x):
+            four_rows(x, target, weight, bias, shape, r, first, staged, double, step, streamed, ahead, np.float64)
+        else:
+            four_rows(x, target, weight, bias, shape, r, first, staged, single, step, streamed, ahead, np.float32)
+        i += 4 * step
+        left -= 4
+    for _ in range(left):
+        xi, oi = place(r + i, shape, X_ROWS), in_target(i, r, n, shape, staged)
         wide = factors_in(double, i, np.float64)
         if is_double(x):
             apply_lanes(x, xi, target, oi, n, weight, bias, 0, per_element, wide, wide, bounds, streamed, ahead, np.float64)
@@ -205,6 +234,59 @@ def group(
     elif staged:
         stream_from(target, out, out_first, rows * n, x, x_first + ahead, np.float32)
     return True
+
+
+@inline
+def four_rows(
+    x: Any, target: Any, weight: Any, bias: Any, shape: Any, r: int, i: int, staged: bool, factors: Any,
+    step: int, streamed: int, ahead: int, compute: Any,
+) -> None:  # fmt: skip
+    """Normalize rows i .. i + 4 of a group, whose weight and bias are loaded once for all of them; as `apply_lanes` does."""
+    n, per_element = shape[RUNS] * shape[INNER], shape[RUNS] > 1
+    x0, x1 = place(r + i, shape, X_ROWS), place(r + i + 1, shape, X_ROWS)
+    x2, x3 = place(r + i + 2, shape, X_ROWS), place(r + i + 3, shape, X_ROWS)
+    y0, y1 = in_target(i, r, n, shape, staged), in_target(i + 1, r, n, shape, staged)
+    y2, y3 = in_target(i + 2, r, n, shape, staged), in_target(i + 3, r, n, shape, staged)
+    f0, f1 = factors_in(factors, i, compute), factors_in(factors, i + 1, compute)
+    f2, f3 = factors_in(factors, i + 2, compute), factors_in(factors, i + 3, compute)
+    rest = n % WIDTH
+    j = 0 if step > 0 else n - rest - WIDTH
+    for _ in range(n // WIDTH):
+        one_by_one()
+        a, b = affine(load(x, x0 + j, compute), f0), affine(load(x, x1 + j, compute), f1)
+        c, d = affine(load(x, x2 + j, compute), f2), affine(load(x, x3 + j, compute), f3)
+        if per_element:
+            w, o = load(weight, j, compute), load(bias, j, compute)
+            a, b, c, d = fma(a, w, o), fma(b, w, o), fma(c, w, o), fma(d, w, o)
+        if streamed:
+            prefetch(x, x0 + j + ahead)
+            prefetch(x, x1 + j + ahead)
+            prefetch(x, x2 + j + ahead)
+            prefetch(x, x3 + j + ahead)
+            stream(target, y0 + j, a)
+            stream(target, y1 + j, b)
+            stream(target, y2 + j, c)
+            stream(target, y3 + j, d)
+        else:
+            store(target, y0 + j, a)
+            store(target, y1 + j, b)
+            store(target, y2 + j, c)
+            store(target, y3 + j, d)
+        j += WIDTH * step
+    if rest > 0:
+        j = n - rest
+        w, o = splat(1.0, compute), splat(0.0, compute)
+        if per_element:
+            w, o = load_first(weight, j, rest, compute), load_first(bias, j, rest, compute)
+        for xi, yi, f in ((x0, y0, f0), (x1, y1, f1), (x2, y2, f2), (x3, y3, f3)):
+            y = affine(load_first(x, xi + j, rest, compute), f)
+            store_first(target, yi + j, rest, fma(y, w, o) if per_element else y)
+
+
+@inline
+def in_target(i: int, r: int, n: int, shape: Any, staged: bool) -> int:
+    """Where row i of a group is written: in out, or in a stage for it."""
+    return i * n if staged else place(r + i, shape, OUT_ROWS)
 
 
 @inline

@@ -27,7 +27,7 @@ from numba.np.arrayobj import populate_array
 from .objects import Memory
 
 WIDTH = 16
-STACK = 40 * WIDTH  # see `stack`
+STACK = 22 * WIDTH  # see `stack`
 STAGE = 1 << 14  # see `stage`
 
 i1, i8, i16, i32, i64 = (ir.IntType(n) for n in (1, 8, 16, 32, 64))
