@@ -190,3 +190,48 @@ def test_what_counts_as_alike(x, compiled, monkeypatch):
     assert not alike(x, whole[1], None, whole[:4], known)
     whole.flags.writeable = False
     assert not alike(x, weight, None, whole[:4], known)
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 7, 3), (3, 300, 4), (1, 40, 70), (2, 9000, 64)])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_channels_last_is_planned_too(shape, dtype, monkeypatch):
+    """With any weight and bias, in place and into an out; the plan gives the bits of the first call, and holds no array."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(1, 2, shape).astype(dtype), rng.normal(-3, 1, shape).astype(dtype)
+    parameters = [rng.standard_normal(shape[-1]).astype(d) for d in (dtype, "float32", "float64")]
+    parameters += [np.repeat(parameters[0], 2)[::2], None]
+    pairs = [(weight, bias) for weight in parameters for bias in (parameters[0], None)]
+
+    def normalized(x, weight, bias, out=None):
+        return nk.instance_norm(x, weight=weight, bias=bias, channel_axis=-1, out=out, backend="numba")
+
+    for weight, bias in pairs:
+        forget()
+        expected = normalized(x, weight, bias).copy(), normalized(y.copy(), weight, bias).copy()
+        out, again = np.empty_like(x), x.copy()
+        assert normalized(x, weight, bias, out) is out
+        assert normalized(again, weight, bias, again) is again
+        assert out.tobytes() == again.tobytes() == expected[0].tobytes()
+        with monkeypatch.context() as patched:
+            patched.setattr("normkit.functional.execute", None)  # all that a plan does not answer ends up there
+            for a, right in ((x, expected[0]), (y, expected[1])):
+                assert normalized(a, weight, bias).tobytes() == right.tobytes()
+                assert normalized(a, weight, bias, out).tobytes() == right.tobytes()
+        forget()
+        assert normalized(y, weight, bias).tobytes() == expected[1].tobytes()  # without a plan
+
+
+def test_channels_last_is_looked_at_each_time():
+    x = np.random.default_rng(0).standard_normal((2, 6, 4)).astype(np.float32)
+    expected = nk.instance_norm(x, channel_axis=-1)
+    wide = np.zeros((3, 6, 4), np.float32)
+    for _ in range(2):
+        np.testing.assert_array_equal(nk.instance_norm(x, channel_axis=-1), expected)
+        wide[:2] = x
+        nk.instance_norm(wide[:2], channel_axis=-1, out=wide[1:])  # overlaps: by way of a temporary
+        np.testing.assert_array_equal(wide[1:], expected)
+    with pytest.raises(nk.InputValueError, match="weight has shape"):
+        nk.instance_norm(x, weight=np.ones(5, np.float32), channel_axis=-1)
+    for other in (np.asfortranarray(x), x[:, ::2], x[::-1], x.swapaxes(0, 1), x.astype(">f4")):
+        got, right = (nk.instance_norm(other, channel_axis=-1, backend=name) for name in ("numba", "numpy"))
+        np.testing.assert_allclose(got, right, rtol=1e-5, atol=1e-5)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from normkit import pool
 from normkit.problem import Operands, Problem, Rows
 
-from . import cache, layouts, limits, strided, threads
+from . import cache, columns, layouts, limits, strided, threads
 from .compiling import kernel
 from .rows import RowsCall
 
@@ -38,7 +38,7 @@ class NumbaBackend:
     ) -> Callable[..., NDArray[Any] | None] | None:
         """A function of (x, weight, bias, out) that repeats this run on other arrays of the same kind."""
         call = self.prepare(problem)
-        return call.replay(operands, out) if isinstance(call, RowsCall) else None
+        return call.replay(operands, out) if isinstance(call, RowsCall) else columns.replay(problem, operands, out)
 
     def empty_like(self, x: NDArray[Any]) -> NDArray[Any]:
         """An output in native byte order whose axes lie in the order of x's: C order if x repeats its elements."""

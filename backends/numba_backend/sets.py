@@ -33,7 +33,7 @@ class Sets:
     def spread(self, a: NDArray[Any], dtype: Any) -> NDArray[Any]:
         """One number for each set, of an array that broadcasts to the statistics."""
         full = np.broadcast_to(a, self.problem.stats_shape).transpose(self.order)
-        return _converted(full, dtype).reshape(-1)
+        return converted(full, dtype).reshape(-1)
 
     def parameters(self, operands: Operands) -> tuple[NDArray[Any], NDArray[Any]]:
         """Weight and bias: of each element of a set if `apart`, else one for each set, or only one if there are none."""
@@ -47,7 +47,15 @@ class Sets:
         if not self.apart:
             return self.spread(given, self.parameter)
         full = np.broadcast_to(given, [n if a in self.problem.axes else 1 for a, n in enumerate(self.problem.shape)])
-        return _converted(full, self.parameter).reshape(-1)
+        return converted(full, self.parameter).reshape(-1)
+
+    def repeats(self, lanes: int) -> bool:
+        """Whether weight and bias have one number for each of so many sets, and the same again for the next ones."""
+        shape = self.problem.affine_shape
+        if self.apart or prod(shape) != lanes or self.number % lanes != 0:
+            return False
+        numbers = np.arange(lanes)
+        return bool((self.spread(numbers.reshape(shape), numbers.dtype).reshape(-1, lanes) == numbers).all())
 
     def statistics(self, operands: Operands) -> tuple[Floats, Floats]:
         """Mean and variance, as given or to be written by a kernel."""
@@ -79,7 +87,7 @@ def rows_shape(sets: Sets, rows: int, operands: Operands) -> NDArray[np.int64]:
     return shape
 
 
-def _converted(a: NDArray[Any], dtype: Any) -> NDArray[Any]:
+def converted(a: NDArray[Any], dtype: Any) -> NDArray[Any]:
     """As the kernels read it. What is too large for that is inf, without NumPy's warning."""
     with np.errstate(all="ignore"):
         return np.ascontiguousarray(a, dtype)
