@@ -90,8 +90,8 @@ def layer_norm(
            [-1.342, -0.447,  0.447,  1.342]], dtype=float32)
     """
     arguments = None
-    if axis is None and mask is None and not return_stats:
-        arguments = ("layer_norm", normalized_shape, eps, backend, policy, out is None, ambient())
+    if (axis is None or type(axis) is int) and mask is None and not return_stats:  # of more axes, weight may be in any order
+        arguments = ("layer_norm", normalized_shape, axis, eps, backend, policy, out is None, ambient())
         y = recall(arguments, x, weight, bias, out)
         if y is not None:
             return y

@@ -221,6 +221,33 @@ def test_channels_last_is_planned_too(shape, dtype, monkeypatch):
         assert normalized(y, weight, bias).tobytes() == expected[1].tobytes()  # without a plan
 
 
+@pytest.mark.parametrize("shape", [(2, 5, 7), (3, 300, 4), (2, 4, 3, 5), (4, 4, 4)])
+@pytest.mark.parametrize("axis", [0, 1, -1, -2])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_one_axis_is_planned_too(shape, axis, dtype, monkeypatch):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(1, 2, shape).astype(dtype), rng.normal(-3, 1, shape).astype(dtype)
+    weight, bias = rng.standard_normal((2, shape[axis])).astype(dtype)
+    for parameters in ((weight, bias), (weight.astype(np.float64), None), (None, bias), (None, None)):
+        forget()
+
+        def normalized(x, parameters=parameters, out=None):
+            return nk.layer_norm(x, None, *parameters, axis=axis, out=out, backend="numba")
+
+        expected = normalized(x), normalized(y)
+        np.testing.assert_allclose(expected[0], nk.layer_norm(x, None, *parameters, axis=axis, backend="numpy"), atol=4e-3)
+        with monkeypatch.context() as patched:
+            patched.setattr("normkit.functional.execute", None)
+            for a, right in ((x, expected[0]), (y, expected[1])):
+                assert normalized(a).tobytes() == right.tobytes()
+        forget()
+        assert normalized(y).tobytes() == expected[1].tobytes()
+    with pytest.raises(nk.InputValueError, match="weight has shape"):
+        nk.layer_norm(x, weight=np.ones(99, dtype), axis=axis, backend="numba")
+    with pytest.raises(nk.InputValueError, match="both normalized_shape and axis"):
+        nk.layer_norm(x, shape[-1], axis=axis, backend="numba")
+
+
 def test_channels_last_is_looked_at_each_time():
     x = np.random.default_rng(0).standard_normal((2, 6, 4)).astype(np.float32)
     expected = nk.instance_norm(x, channel_axis=-1)

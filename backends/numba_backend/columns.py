@@ -45,16 +45,17 @@ def replay(problem: Problem, operands: Operands, given_out: NDArray[Any] | None)
     if not plain or not isinstance(plan, ColumnsPlan):
         return None
     sets = Sets(problem, plan.order)
-    if not sets.repeats(plan.lanes):
-        return None
     given = [p for p in (operands.weight, operands.bias) if p is not None]
+    if given and not sets.as_given(plan.lanes):
+        return None
     convert = any(p.dtype != sets.parameter or not p.flags.c_contiguous or p.ndim > MAX_NDIM for p in given)
-    ones, zeros = np.ones(plan.lanes, sets.parameter), np.zeros(plan.lanes, sets.parameter)
+    size = max((p.size for p in given), default=1)
+    ones, zeros = np.ones(size, sets.parameter), np.zeros(size, sets.parameter)
     shape = _shape(plan, sets, ones, operands, threads.available())
-    shape[ck.W_OUTER], shape[ck.W_LANE] = 0, 1
+    shape[ck.W_OUTER], shape[ck.W_LANE] = 0, bool(given) and not sets.apart
     alike, known, kinds = recognizer(x, operands.weight, operands.bias, given_out)
     empty = np.empty if x.nbytes < pool.SMALLEST else pool.empty
-    size, dtype = x.shape, x.dtype
+    sizes, dtype = x.shape, x.dtype
 
     def again(x: Any, weight: Any, bias: Any, out: Any, kinds: Any = kinds) -> Any:
         if not alike(x, weight, bias, out, known):
@@ -63,7 +64,7 @@ def replay(problem: Problem, operands: Operands, given_out: NDArray[Any] | None)
         if convert:
             weight, bias = converted(weight, sets.parameter), converted(bias, sets.parameter)
         if out is None:
-            out = empty(size, dtype)
+            out = empty(sizes, dtype)
         _launch(problem, plan, shape, x, out, None, weight, bias, UNUSED, UNUSED)
         return out
 

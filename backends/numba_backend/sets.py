@@ -49,13 +49,17 @@ class Sets:
         full = np.broadcast_to(given, [n if a in self.problem.axes else 1 for a, n in enumerate(self.problem.shape)])
         return converted(full, self.parameter).reshape(-1)
 
-    def repeats(self, lanes: int) -> bool:
-        """Whether weight and bias have one number for each of so many sets, and the same again for the next ones."""
-        shape = self.problem.affine_shape
-        if self.apart or prod(shape) != lanes or self.number % lanes != 0:
+    def as_given(self, lanes: int) -> bool:
+        """Whether kernels may read weight and bias as the caller has them.
+
+        That is one for each element of a set if `apart`, else one for each of so many sets and the same again for the next.
+        """
+        numbers = np.arange(prod(self.problem.affine_shape))
+        if (
+            len(numbers) != (self.problem.count if self.apart else lanes) or len(numbers) > 1 << 24
+        ):  # float32 tells no more apart
             return False
-        numbers = np.arange(lanes)
-        return bool((self.spread(numbers.reshape(shape), numbers.dtype).reshape(-1, lanes) == numbers).all())
+        return bool((self._parameter(numbers, 0).reshape(-1, len(numbers)) == numbers).all())
 
     def statistics(self, operands: Operands) -> tuple[Floats, Floats]:
         """Mean and variance, as given or to be written by a kernel."""
