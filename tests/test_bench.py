@@ -264,3 +264,11 @@ def test_ratios_are_taken_inside_a_round():
     assert result.ratio("torch", "normkit") == 3.0
     assert result.spread("torch", "normkit") < 0.02
     assert geometric_mean([1, 4]) == pytest.approx(2)
+
+
+@pytest.mark.parametrize("option", ["--rounds", "--sweeps"])
+@pytest.mark.parametrize("value", ["0", "-1", "1.5", "many"])
+def test_rounds_and_sweeps_are_counts(option, value, capsys):
+    with pytest.raises(SystemExit):
+        arguments(f"{option}={value}")
+    assert f"{option}: expected a whole number from 1 on, got '{value}'" in capsys.readouterr().err

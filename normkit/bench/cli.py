@@ -40,8 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--only", metavar="NAMES", help="contenders by the beginnings or parts of their names, separated by commas"
     )
     parser.add_argument("--full", action="store_true", help="all standard cases, longer turns, 5 sweeps (12 minutes)")
-    parser.add_argument("--rounds", type=int, metavar="N", help="rounds of turns in a sweep")
-    parser.add_argument("--sweeps", type=int, metavar="N", help="sweeps over all cases, each with processes of its own")
+    parser.add_argument("--rounds", type=_count, metavar="N", help="rounds of turns in a sweep")
+    parser.add_argument("--sweeps", type=_count, metavar="N", help="sweeps over all cases, each with processes of its own")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured; - for the terminal")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the ratios (.png, .svg, .pdf)")
     parser.add_argument(
@@ -53,6 +53,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--list", action="store_true", help="list the cases and who would be measured")
     gpu.add_arguments(parser)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, got {text!r}")
+    return int(text)
 
 
 def main(args: argparse.Namespace) -> int:
@@ -95,7 +101,7 @@ def choose(only: str | None) -> list[str]:
 def settings(args: argparse.Namespace) -> Settings:
     """How long to look."""
     chosen = FULL if args.full else QUICK
-    given = {name: max(1, value) for name in ("rounds", "sweeps") if (value := getattr(args, name))}
+    given = {name: value for name in ("rounds", "sweeps") if (value := getattr(args, name))}
     return replace(chosen, **given)
 
 

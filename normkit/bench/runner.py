@@ -156,26 +156,27 @@ class Match:
         write_inputs(inputs, self._folder)
         new = [name for name in self._processes if name not in result.scores]
         result.scores.update({name: Score() for name in new})
-        for name in self._able(result, list(self._processes)):
+        for name in self._able(result):
             score = result.scores[name]
             answer = self._ask(name, score, do="prepare", case=result.case.spec, folder=str(self._folder))
             score.note, score.failure = answer.get("note", ""), score.failure or answer.get("unsupported", "")
             advance(name)
         self._retries = self.settings.rounds * len(self._processes) // 2
         for _ in range(self.settings.rounds):
-            names = self._able(result, list(self._processes))
+            names = self._able(result)
             for name in self._order.sample(names, len(names)):
                 self._take_turn(name, result)
                 advance(name)
         if new:
             oracle = Oracle(result.case, inputs)
-            for name in self._able(result, new):
-                self._check(name, result.scores[name], oracle, inputs.x)
-                advance(name)
+            for name in self._able(result):
+                if name in new:
+                    self._check(name, result.scores[name], oracle, inputs.x)
+                    advance(name)
 
-    @staticmethod
-    def _able(result: CaseResult, names: list[str]) -> list[str]:
-        return [name for name in names if not result.scores[name].failure]
+    def _able(self, result: CaseResult) -> list[str]:
+        """Those who have not failed in a case."""
+        return [name for name in self._processes if not result.scores[name].failure]
 
     def _take_turn(self, name: str, result: CaseResult) -> None:
         """Time one contender. If other processes had part of the cores meanwhile, try again, up to half of a case's turns."""
