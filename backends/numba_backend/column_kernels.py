@@ -1,12 +1,4 @@
-"""The kernels for columns: statistics down the lanes of (outer, length, lanes), with the bits of the rows kernels.
-
-Element k of a block of a column goes to accumulator k % 16, its phase, as it goes to lane k % 16 of a row. So 16 sums are
-kept for each column, and what is one vector there is 16 vectors here, each across neighbouring columns. Columns are taken a
-tile at a time, so that the sums stay in L1. Where there are fewer columns than lanes in a vector (the channels of an image)
-and the rows of x lie end to end, 16 rows are taken as one: element i of them belongs to sum i, whatever its column.
-
-`shape` says what is where, see the names below; offsets into `work`, float64 of one thread, are counted in fields.
-"""
+"""The kernels for columns: what the moments of its tiles become, and who takes which tile. See `column_moments`."""
 
 from __future__ import annotations
 
@@ -15,8 +7,55 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 
-from .kernels import BLOCK, affine, doubtful, factors_of, inline, lanes, merge, nearness, place, too_close
-from .masks import choose, copy_flag, copy_flags, flags, flags_first, is_none, tally, unless
+from .column_moments import (
+    B_COUNT,
+    CENTER,
+    COUNT,
+    FIELD,
+    FIELDS,
+    FLAT,
+    GIVEN,
+    HEAD,
+    LANES,
+    LENGTH,
+    M_OUTER,
+    M_STEP,
+    MEAN,
+    OFFSET,
+    ORIGIN,
+    OUT_LENGTH,
+    OUT_OUTER,
+    OUTER,
+    PER_K,
+    REST,
+    SCALE,
+    SPAN,
+    STREAMED,
+    TILE,
+    W_LANE,
+    W_OUTER,
+    WANTED,
+    WIDE,
+    X_LENGTH,
+    X_OUTER,
+    absorb,
+    block_moments,
+    given_moments,
+    repeat,
+    start_moments,
+    tell_moments,
+    variance,
+)
+from .kernels import (
+    BLOCK,
+    affine,
+    doubtful,
+    factors_of,
+    inline,
+    lanes,
+    place,
+    too_close,
+)
 from .simd import (
     WIDTH,
     any_of,
@@ -24,12 +63,9 @@ from .simd import (
     element,
     fence,
     fma,
-    has_registers,
     is_double,
     itemsize,
-    keep_first,
     load,
-    load_first,
     one_by_one,
     pick,
     prefetch,
@@ -38,281 +74,7 @@ from .simd import (
     store,
     store_first,
     stream,
-    total,
-    unity,
 )
-
-MAX_SPAN = 1024  # rows of x whose places are looked up at once
-WAYS = 8  # cache lines that L1 keeps of those which lie a multiple of 4 KiB apart
-MAX_FLAT = 64  # columns, of rows that are taken 16 as one
-
-# What stands where in `shape`
-OUTER, LENGTH, LANES, TILE, FLAT, SPAN, FIELD, GIVEN, WANTED, STREAMED, PER_K, W_OUTER, W_LANE, M_STEP, M_FLAT, SUMS = range(16)
-HEAD = 16
-X_OUTER, X_LENGTH, OUT_OUTER, OUT_LENGTH, M_OUTER, M_LENGTH = range(17, 41, 4)  # each as `place` takes it
-SHAPE = 41
-
-# Fields of `work`, each of shape[FIELD] numbers: sums of each phase, and what they are shifted by
-S, Q, N, SHIFT = range(4)
-# A block's moments in each column
-B_COUNT, B_FIRST, B_SHIFT, B_DELTA, B_M2 = range(4, 9)
-# A column's moments, and from them the factors of y
-COUNT, ORIGIN, MEAN, M2, CENTER, SCALE, REST, OFFSET, WIDE = range(9, 18)
-FIELDS = 18
-
-
-@inline
-def add_up(
-    x: Any, xi: int, mask: Any, mi: int, m_step: int, places: Any, c: int, k: int, rows: int, width: int, work: Any,
-    sums: int, shift: int, field: int, ahead: int,
-) -> None:  # fmt: skip
-    """Add rows k, k + 16, ... of x - shift, and their squares, to the sums of `width` columns; only where the mask is 1.
-
-    What lies `ahead` is fetched meanwhile. Of many rows, four vectors at a time use each cache line once, wherever x begins in
-    it; one after the other, half of a line is used so much later that it has left L1.
-    """
-    j = 0
-    while j < width:
-        at, n, other = sums + j, width - j, shift + j
-        s, q, count = sums_at(work, at, field)
-        if n >= 4 * WIDTH and rows > WAYS and has_registers(x):
-            s1, q1, count1 = sums_at(work, at + WIDTH, field)
-            s2, q2, count2 = sums_at(work, at + 2 * WIDTH, field)
-            s3, q3, count3 = sums_at(work, at + 3 * WIDTH, field)
-            for i in range(rows):
-                xj, mj = xi + places[c, 0, k + i * WIDTH] + j, mi + places[c, 1, k + i * WIDTH] + j * m_step
-                s, q, count = added(x, xj, mask, mj, m_step, 0, work, other, s, q, count, ahead)
-                s1, q1, count1 = added(x, xj, mask, mj, m_step, WIDTH, work, other, s1, q1, count1, ahead)
-                s2, q2, count2 = added(x, xj, mask, mj, m_step, 2 * WIDTH, work, other, s2, q2, count2, ahead)
-                s3, q3, count3 = added(x, xj, mask, mj, m_step, 3 * WIDTH, work, other, s3, q3, count3, ahead)
-            keep_sums(mask, work, at + WIDTH, field, s1, q1, count1)
-            keep_sums(mask, work, at + 2 * WIDTH, field, s2, q2, count2)
-            keep_sums(mask, work, at + 3 * WIDTH, field, s3, q3, count3)
-            n = 4 * WIDTH
-        elif n >= WIDTH:
-            for i in range(rows):
-                xj, mj = xi + places[c, 0, k + i * WIDTH] + j, mi + places[c, 1, k + i * WIDTH] + j * m_step
-                s, q, count = added(x, xj, mask, mj, m_step, 0, work, other, s, q, count, ahead)
-            n = WIDTH
-        else:
-            center, zero = load(work, other, np.float64), splat(0.0, np.float64)
-            for i in range(rows):
-                yes = flags_first(mask, mi + places[c, 1, k + i * WIDTH] + j * m_step, m_step, n)
-                d = keep_first(load_first(x, xi + places[c, 0, k + i * WIDTH] + j, n, np.float64) - center, n)
-                d = choose(yes, d, zero)
-                s, q, count = s + d, fma(d, d, q), tally(count, yes)
-        keep_sums(mask, work, at, field, s, q, count)
-        j += n
-
-
-@inline
-def sums_at(work: Any, at: int, field: int) -> Any:
-    """(sums, sums of squares, numbers) of WIDTH columns."""
-    s, q = load(work, at + S * field, np.float64), load(work, at + Q * field, np.float64)
-    return s, q, load(work, at + N * field, np.float64)
-
-
-@inline
-def keep_sums(mask: Any, work: Any, at: int, field: int, s: Any, q: Any, count: Any) -> None:
-    """Write them down."""
-    store(work, at + S * field, s)
-    store(work, at + Q * field, q)
-    if not is_none(mask):
-        store(work, at + N * field, count)
-
-
-@inline
-def added(
-    x: Any, xj: int, mask: Any, mj: int, m_step: int, j: int, work: Any, shift: int, s: Any, q: Any, count: Any, ahead: int
-) -> Any:
-    """The sums with WIDTH elements more, those j further on."""
-    yes = flags(mask, mj + j * m_step, m_step)
-    d = choose(yes, load(x, xj + j, np.float64) - load(work, shift + j, np.float64), splat(0.0, np.float64))
-    prefetch(x, xj + j + ahead)
-    return fma(d, splat(unity(x), np.float64), s), fma(d, d, q), tally(count, yes)
-
-
-@inline
-def fold(work: Any, at: int, pitch: int, phases: int) -> None:
-    """Add the sums of all phases, halves onto halves as `total` does, into those of phase 0."""
-    half = 1
-    while half * 2 < phases:
-        half *= 2
-    while half > 0:
-        n = max(min(phases - half, half), 0) * pitch
-        for j in range(0, n - n % WIDTH, WIDTH):
-            upper = load(work, at + half * pitch + j, np.float64)
-            store(work, at + j, load(work, at + j, np.float64) + upper)
-        if n % WIDTH > 0:
-            j = n - n % WIDTH
-            upper = load(work, at + half * pitch + j, np.float64)
-            store_first(work, at + j, n % WIDTH, load(work, at + j, np.float64) + upper)
-        half //= 2
-
-
-@inline
-def first_elements(x: Any, xi: int, mask: Any, mi: int, shape: Any, k: int, n: int, width: int, work: Any, at: int) -> None:
-    """The first of elements k .. k + n of each column; with a mask, the first one where it is 1."""
-    m_step = shape[M_STEP]
-    for j in range(0, width, WIDTH):
-        some = min(width - j, WIDTH)
-        first = seen = splat(0.0, np.float64)
-        for i in range(k, k + n):
-            yes = flags_first(mask, mi + place(i, shape, M_LENGTH) + j * m_step, m_step, some)
-            fresh = unless(seen, yes)
-            first = choose(fresh, load_first(x, xi + place(i, shape, X_LENGTH) + j, some, np.float64), first)
-            seen = tally(seen, fresh)
-            if is_none(mask) or total(seen) == some:
-                break
-        store(work, at + j, first)
-
-
-@inline
-def look_up(places: Any, c: int, which: int, k: int, n: int, every: int, shape: Any, layout: int) -> None:
-    """Write down where rows k .. k + n are, or where every so many-th of them is."""
-    if shape[layout] == 0:
-        step = shape[layout + 2]
-        for i in range(0, n, every):
-            one_by_one()
-            places[c, which, i] = (k + i) * step
-    else:
-        for i in range(0, n, every):
-            one_by_one()
-            places[c, which, i] = place(k + i, shape, layout)
-
-
-@inline
-def spread(mask: Any, mi: int, m_step: int, places: Any, c: int, n: int, width: int, yes: Any, at: int) -> None:
-    """Write down the mask of each element of n rows, as they lie in x; the rows of the mask have been looked up."""
-    for i in range(n):
-        if m_step == 0:
-            for j in range(0, width, WIDTH):  # past the row, where the next one will be
-                copy_flags(mask, mi + places[c, 1, i], yes, at + i * width + j)
-        else:
-            for j in range(width):
-                one_by_one()
-                copy_flag(mask, mi + places[c, 1, i] + j, yes, at + i * width + j)
-
-
-@inline
-def repeat(array: Any, at: int, n: int, times: int) -> None:
-    """Copy the n numbers at `at` behind themselves, so that they stand there so many times."""
-    for i in range(at + n, at + n * times):
-        one_by_one()
-        put(array, i, element(array, i - n))
-
-
-@inline
-def block_moments(
-    x: Any, xi: int, mask: Any, mi: int, shape: Any, k: int, n: int, width: int, work: Any, w: int, places: Any, c: int,
-    yes: Any,
-) -> None:  # fmt: skip
-    """The moments of n <= BLOCK elements of each column from k on, as `kernels.block_moments` takes them of a row."""
-    field, pitch, flat = shape[FIELD], shape[TILE], shape[FLAT]
-    yes_at = c * MAX_SPAN * MAX_FLAT
-    spreads = flat != 0 and shape[M_FLAT] == 0  # the mask does not lie as x: it is written down so, a span at a time
-    where, where_at, m_step = (yes, yes_at, 1) if spreads else (mask, mi, shape[M_STEP])
-    first, shift, phases = w + B_FIRST * field, w + SHIFT * field, min(n, WIDTH)
-    first_elements(x, xi, mask, mi, shape, k, n, width, work, first)
-    for j in range(0, width, WIDTH):
-        store(work, shift + j, load(work, first + j, np.float64) if is_double(x) else splat(0.0, np.float64))
-    for _ in range(2):
-        for j in range(0, width, WIDTH):
-            store(work, w + B_SHIFT * field + j, load(work, shift + j, np.float64))
-        repeat(work, shift, width, WIDTH if flat else 1)
-        for f in range(shape[SUMS]):
-            for j in range(0, phases * pitch, WIDTH):
-                store(work, w + f * field + j, splat(0.0, np.float64))
-        for at in range(0, n, shape[SPAN]):
-            rows = min(shape[SPAN], n - at)
-            look_up(places, c, 0, k + at, rows, WIDTH if flat else 1, shape, X_LENGTH)
-            if not is_none(mask):
-                look_up(places, c, 1, k + at, rows, WIDTH if flat and not spreads else 1, shape, M_LENGTH)
-                if spreads:
-                    spread(mask, mi, shape[M_STEP], places, c, rows, width, yes, yes_at)
-                    for i in range(0, rows, WIDTH):
-                        one_by_one()
-                        places[c, 1, i] = i * width
-            ahead = place(k + at + rows, shape, X_LENGTH) - places[c, 0, 0]  # what is summed next is fetched meanwhile
-            for p in range(2 if flat else min(rows, WIDTH)):
-                if flat:  # all that fill 16 rows, then the rest
-                    rest = rows % WIDTH
-                    start, some, many, sums = p * (rows - rest), width * (rest if p else WIDTH), 1 if p else rows // WIDTH, w
-                else:
-                    start, some, many, sums = p, width, (rows - p + WIDTH - 1) // WIDTH, w + p * pitch
-                add_up(x, xi, where, where_at, m_step, places, c, start, many, some, work, sums, shift, field, ahead)
-        for f in range(shape[SUMS]):
-            fold(work, w + f * field, pitch, phases)
-        again = False
-        for j in range(width):
-            count = float(n) if is_none(mask) else element(work, w + N * field + j)
-            s, q = element(work, w + S * field + j), element(work, w + Q * field + j)
-            delta = s * (1.0 / count)
-            m2 = q - s * delta
-            put(work, w + B_COUNT * field + j, count)
-            put(work, w + B_DELTA * field + j, delta)
-            put(work, w + B_M2 * field + j, max(m2, 0.0) if m2 == m2 else m2)
-            if delta * delta * count > m2 * nearness(x):
-                put(work, shift + j, element(work, shift + j) + delta if is_double(x) else element(work, first + j))
-                again = True
-        if not again:
-            break
-
-
-@inline
-def start_moments(work: Any, w: int, field: int, width: int) -> None:
-    """Moments of no elements."""
-    for j in range(0, width, WIDTH):
-        store(work, w + COUNT * field + j, splat(0.0, np.float64))
-        store(work, w + ORIGIN * field + j, splat(np.nan, np.float64))
-        store(work, w + MEAN * field + j, splat(0.0, np.float64))
-        store(work, w + M2 * field + j, splat(0.0, np.float64))
-
-
-@inline
-def absorb(block: Any, b: int, b_field: int, work: Any, w: int, field: int, width: int) -> None:
-    """Merge the moments of a block, whose fields start at `b`, into those of the columns."""
-    for j in range(width):
-        n, first = element(block, b + j), element(block, b + b_field + j)
-        if n > 0.0:
-            count = element(work, w + COUNT * field + j)
-            origin = first if count == 0.0 else element(work, w + ORIGIN * field + j)
-            mean = (element(block, b + 2 * b_field + j) - origin) + element(block, b + 3 * b_field + j)
-            m2 = element(block, b + 4 * b_field + j)
-            old_mean, old_m2 = element(work, w + MEAN * field + j), element(work, w + M2 * field + j)
-            if count > 0.0:
-                mean, m2 = merge(count, old_mean, old_m2, n, mean, m2)
-            put(work, w + COUNT * field + j, count + n)
-            put(work, w + ORIGIN * field + j, origin)
-            put(work, w + MEAN * field + j, mean)
-            put(work, w + M2 * field + j, m2)
-
-
-@inline
-def given_moments(mean: Any, var: Any, at: int, work: Any, w: int, field: int, width: int) -> None:
-    """Moments that the caller knows."""
-    for j in range(width):
-        one_by_one()
-        put(work, w + COUNT * field + j, 1.0)
-        put(work, w + ORIGIN * field + j, element(mean, at + j))
-        put(work, w + MEAN * field + j, 0.0)
-        put(work, w + M2 * field + j, element(var, at + j))
-
-
-@inline
-def variance(work: Any, w: int, field: int, j: int) -> float:
-    """The variance of column j; NaN of no elements."""
-    count = element(work, w + COUNT * field + j)
-    return element(work, w + M2 * field + j) * (1.0 / count) if count > 0.0 else np.nan
-
-
-@inline
-def tell_moments(mean: Any, var: Any, at: int, work: Any, w: int, field: int, width: int) -> None:
-    """Write mean and variance of each column; NaN of no elements."""
-    for j in range(width):
-        one_by_one()
-        put(mean, at + j, element(work, w + ORIGIN * field + j) + element(work, w + MEAN * field + j))
-        put(var, at + j, variance(work, w, field, j))
 
 
 @inline
@@ -437,10 +199,9 @@ def apply_with(
     head = min(shape[HEAD], width * step)
     while k < stop:
         rows, skip = 1, head
-        if shape[FLAT] == 0 and k + 4 * step <= stop and not mixed:  # rows that lie end to end are quicker one by one
-            rows, skip = 4, head + (width * step - head) // WIDTH * WIDTH
-            xs = four_places(xi, k, step, shape, X_LENGTH)
-            outs = four_places(oi, k, step, shape, OUT_LENGTH)
+        if shape[FLAT] == 0 and k + 4 <= stop and not mixed:  # rows that lie end to end are quicker one by one
+            rows, skip = 4, head + (width - head) // WIDTH * WIDTH
+            xs, outs = four_places(xi, k, shape, X_LENGTH), four_places(oi, k, shape, OUT_LENGTH)
             a, b = four(weight, k, 1.0, per_k), four(bias, k, 0.0, per_k)
             apply_rows(x, xs, out, outs, head, skip, a, b, shape, array, at, work, w, ahead, compute)
         for i in range(k, k + rows * step, step):
@@ -453,11 +214,11 @@ def apply_with(
 
 
 @inline
-def four_places(start: int, k: int, step: int, shape: Any, layout: int) -> Any:
-    """Where rows k, k + step and two more are."""
+def four_places(start: int, k: int, shape: Any, layout: int) -> Any:
+    """Where row k and the next three are."""
     return (
-        start + place(k, shape, layout), start + place(k + step, shape, layout),
-        start + place(k + 2 * step, shape, layout), start + place(k + 3 * step, shape, layout),
+        start + place(k, shape, layout), start + place(k + 1, shape, layout),
+        start + place(k + 2, shape, layout), start + place(k + 3, shape, layout),
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from normkit import pool
 from normkit.problem import Operands, Problem
 
-from . import column_kernels as ck
+from . import column_moments as cm
 from . import layouts, limits, threads
 from .compiling import MAX_NDIM, kernel
 from .guard import recognizer
@@ -48,11 +48,11 @@ def replay(problem: Problem, operands: Operands, given_out: NDArray[Any] | None)
     given = [p for p in (operands.weight, operands.bias) if p is not None]
     if given and not sets.as_given(plan.lanes):
         return None
-    convert = any(p.dtype != sets.parameter or not p.flags.c_contiguous or p.ndim > MAX_NDIM for p in given)
+    convert = any(p.dtype != sets.parameter or not p.flags.c_contiguous for p in given)
     size = max((p.size for p in given), default=1)
     ones, zeros = np.ones(size, sets.parameter), np.zeros(size, sets.parameter)
     shape = _shape(plan, sets, ones, operands, threads.available())
-    shape[ck.W_OUTER], shape[ck.W_LANE] = 0, bool(given) and not sets.apart
+    shape[cm.W_OUTER], shape[cm.W_LANE] = 0, bool(given) and not sets.apart
     alike, known, kinds = recognizer(x, operands.weight, operands.bias, given_out)
     empty = np.empty if x.nbytes < pool.SMALLEST else pool.empty
     sizes, dtype = x.shape, x.dtype
@@ -76,30 +76,30 @@ def _launch(
     mask: NDArray[Any] | None, weight: NDArray[Any], bias: NDArray[Any], mean: NDArray[Any], var: NDArray[Any],
 ) -> None:  # fmt: skip
     """Choose a kernel, and run it. `shape` is as `_shape` makes it; where out begins is added to it here."""
-    nbytes, field, dtype = x.size * x.itemsize, int(shape[ck.FIELD]), problem.dtype
+    nbytes, field, dtype = x.size * x.itemsize, int(shape[cm.FIELD]), problem.dtype
     x, out, flags = flat(x), flat(out), None if mask is None else flat(mask)
-    if nbytes >= limits.STREAM_BYTES and (line := _in_line(plan, out, bool(shape[ck.FLAT]))):
+    if nbytes >= limits.STREAM_BYTES and (line := _in_line(plan, out, bool(shape[cm.FLAT]))):
         shape = shape.copy()
-        shape[ck.STREAMED], shape[ck.HEAD] = 1, -out.ctypes.data % line // x.itemsize
+        shape[cm.STREAMED], shape[cm.HEAD] = 1, -out.ctypes.data % line // x.itemsize
     prefix = "" if mask is None else "masked_"
-    tiles = plan.outer * -(-plan.lanes // int(shape[ck.TILE]))
+    tiles = plan.outer * -(-plan.lanes // int(shape[cm.TILE]))
     blocks = -(-plan.length // BLOCK)
     with threads.sharing as chunks:
         if 2 * nbytes < limits.PARALLEL_BYTES:
             chunks = 1
         work, factors = (
-            _aligned_empty(chunks * ck.FIELDS * field, np.float64),
+            _aligned_empty(chunks * cm.FIELDS * field, np.float64),
             _aligned_empty(chunks * 4 * field, weight.dtype),
         )
-        places = np.empty((chunks, 2, ck.MAX_SPAN), np.intp)
-        yes = None if mask is None else np.empty(chunks * ck.MAX_SPAN * ck.MAX_FLAT if shape[ck.FLAT] else 1, np.bool_)
+        places = np.empty((chunks, 2, cm.MAX_SPAN), np.intp)
+        yes = None if mask is None else np.empty(chunks * cm.MAX_SPAN * cm.MAX_FLAT if shape[cm.FLAT] else 1, np.bool_)
         args = (x, out, flags, weight, bias, mean, var, shape, problem.eps, work, factors, places, yes)
         if chunks == 1:
             kernel(f"{prefix}columns_serial", dtype)(*args)
-        elif tiles >= chunks * 4 or blocks == 1 or shape[ck.GIVEN]:
+        elif tiles >= chunks * 4 or blocks == 1 or shape[cm.GIVEN]:
             threads.launch(kernel(f"{prefix}columns_parallel", dtype), chunks, *args, chunks)
         else:
-            scratch = np.empty((tiles * blocks, 5 * int(shape[ck.TILE])))
+            scratch = np.empty((tiles * blocks, 5 * int(shape[cm.TILE])))
             threads.launch(kernel(f"{prefix}columns_split", dtype), chunks, *args, chunks, scratch)
 
 
@@ -109,27 +109,27 @@ def _shape(plan: ColumnsPlan, sets: Sets, weight: NDArray[Any], operands: Operan
     flat_rows = (
         _ends_meet(plan.x[1], lanes)
         and _ends_meet(plan.out[1], lanes)
-        and lanes <= ck.MAX_FLAT
+        and lanes <= cm.MAX_FLAT
         and plan.length >= FLAT_LEAST
         and not sets.apart
     )
     tile = lanes if flat_rows else _tile(plan, size, chunks)
-    shape = np.zeros(ck.SHAPE, np.int64)
-    shape[ck.OUTER], shape[ck.LENGTH], shape[ck.LANES], shape[ck.TILE] = plan.outer, plan.length, lanes, tile
+    shape = np.zeros(cm.SHAPE, np.int64)
+    shape[cm.OUTER], shape[cm.LENGTH], shape[cm.LANES], shape[cm.TILE] = plan.outer, plan.length, lanes, tile
     if flat_rows:
         many = WIDTH  # powers of two, so that no span or block ends within what is taken as one row
         while 2 * many <= min(FLAT_WIDTH // lanes, plan.length // 16) and all(
             q[0] % (2 * many) == 0 for q in (plan.x[1], plan.out[1])
         ):
             many *= 2
-        shape[ck.FLAT] = many
-    shape[ck.SPAN] = max(WIDTH, min(ck.MAX_SPAN, SPAN_BYTES // (tile * size) // WIDTH * WIDTH))
-    shape[ck.FIELD] = max(WIDTH, int(shape[ck.FLAT])) * tile + WIDTH
-    shape[ck.GIVEN], shape[ck.WANTED], shape[ck.PER_K] = sets.given, operands.mean is not None, sets.apart
-    shape[ck.W_OUTER], shape[ck.W_LANE] = (lanes, 1) if weight.size == sets.number else (0, 0)
-    shape[ck.M_STEP], shape[ck.SUMS] = plan.mask_step, 2 if operands.mask is None else 3
-    shape[ck.M_FLAT] = plan.mask_step == 1 and _ends_meet(plan.mask[1], lanes)
-    for at, quad in zip(range(ck.X_OUTER, ck.SHAPE, 4), (*plan.x, *plan.out, *plan.mask), strict=True):
+        shape[cm.FLAT] = many
+    shape[cm.SPAN] = max(WIDTH, min(cm.MAX_SPAN, SPAN_BYTES // (tile * size) // WIDTH * WIDTH))
+    shape[cm.FIELD] = max(WIDTH, int(shape[cm.FLAT])) * tile + WIDTH
+    shape[cm.GIVEN], shape[cm.WANTED], shape[cm.PER_K] = sets.given, operands.mean is not None, sets.apart
+    shape[cm.W_OUTER], shape[cm.W_LANE] = (lanes, 1) if weight.size == sets.number else (0, 0)
+    shape[cm.M_STEP], shape[cm.SUMS] = plan.mask_step, 2 if operands.mask is None else 3
+    shape[cm.M_FLAT] = plan.mask_step == 1 and _ends_meet(plan.mask[1], lanes)
+    for at, quad in zip(range(cm.X_OUTER, cm.SHAPE, 4), (*plan.x, *plan.out, *plan.mask), strict=True):
         shape[at : at + 4] = quad
     return shape
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 
+from .group_kernels import LEAST, WORK, group
 from .kernels import (
     AHEAD,
     BLOCK,
@@ -17,7 +18,6 @@ from .kernels import (
     M_STEP,
     NOTHING,
     OUT_ROWS,
-    PERIOD,
     ROWS,
     RUNS,
     STREAMED,
@@ -25,288 +25,26 @@ from .kernels import (
     WANTED,
     X_ROWS,
     absorb,
-    affine,
-    apply_lanes,
     apply_span,
     block_moments,
     bounds_of,
     finished,
     inline,
-    lane_sums,
-    leads,
     merged,
-    misaligned,
-    nearness,
     note,
     place,
 )
 from .masks import is_none
 from .simd import (
     WIDTH,
-    above,
-    address,
-    any_of,
-    cast,
     element,
     fence,
-    fma,
-    has_stage,
-    interleaved,
-    is_double,
-    itemsize,
-    load,
-    load_first,
     one_by_one,
-    pick,
-    prefetch,
     put,
-    roots,
     splat,
     stack,
-    stage,
     store,
-    store_first,
-    stream,
-    total,
 )
-
-# Fields of `work`, each of WIDTH numbers, one for each row of a group; those from S and Q on are lanes of two rows each
-HALF = WIDTH // 2
-ORIGIN, SHIFT, MEAN, VAR, SCALE, OFFSET = range(0, 6 * WIDTH, WIDTH)
-S, Q, WORK = 6 * WIDTH, (6 + HALF) * WIDTH, (6 + WIDTH) * WIDTH
-LEAST = 4  # rows for which it pays to be a group
-
-
-@inline
-def totals(work: Any, at: int) -> Any:
-    """The `total` of each of WIDTH lanes, which lie `interleaved` in pairs, as lanes."""
-    half = HALF // 2
-    while half > 0:
-        for i in range(half):
-            one_by_one()
-            a, b = load(work, at + i * WIDTH, np.float64), load(work, at + (i + half) * WIDTH, np.float64)
-            store(work, at + i * WIDTH, interleaved(a, b))
-        half //= 2
-    return load(work, at, np.float64)
-
-
-@inline
-def group_deviations(x: Any, shape: Any, r: int, rows: int, shifted: bool, work: Any, ahead: int) -> Any:
-    """`deviations` of a few rows from r on, one in each lane, from their shifts in `work`."""
-    n, zero = shape[RUNS] * shape[INNER], splat(0.0, np.float64)
-    for i in range(min(rows, HALF)):
-        one_by_one()
-        s, q = row_sums(x, shape, r, i, n, shifted, work, ahead)
-        s1, q1 = zero, zero
-        if i + HALF < rows:
-            s1, q1 = row_sums(x, shape, r, i + HALF, n, shifted, work, ahead)
-        store(work, S + i * WIDTH, interleaved(s, s1))
-        store(work, Q + i * WIDTH, interleaved(q, q1))
-    s = totals(work, S)
-    delta = s * splat(1.0 / n, np.float64)
-    m2 = totals(work, Q) - s * delta
-    return delta, m2, above(delta * delta * splat(float(n), np.float64), m2 * splat(nearness(x), np.float64))
-
-
-@inline
-def row_sums(x: Any, shape: Any, r: int, i: int, n: int, shifted: bool, work: Any, ahead: int) -> Any:
-    """Sum and sum of squares of row i of a group, less its shift; without one, write down its first element too."""
-    at, shift = place(r + i, shape, X_ROWS), 0.0
-    if shifted:
-        shift = element(work, SHIFT + i)
-    else:
-        put(work, ORIGIN + i, element(x, at))
-    s, q, _ = lane_sums(x, at, None, 0, 0, n, shift, ahead)
-    return s, q
-
-
-@inline
-def group_moments(x: Any, shape: Any, r: int, rows: int, work: Any) -> Any:
-    """(mean - origin, variance) of a few rows from r on, one in each lane, as `row_moments` takes them of one."""
-    zero = splat(0.0, np.float64)
-    if is_double(x):
-        for i in range(rows):
-            one_by_one()
-            put(work, ORIGIN + i, element(x, place(r + i, shape, X_ROWS)))
-        store(work, SHIFT, load(work, ORIGIN, np.float64))
-    delta, m2, far = group_deviations(x, shape, r, rows, is_double(x), work, shape[AHEAD])
-    first = load(work, ORIGIN, np.float64)
-    shift = first if is_double(x) else zero
-    if any_of(far):
-        shift = pick(far, shift + delta if is_double(x) else first, shift)
-        store(work, SHIFT, shift)
-        delta, m2, far = group_deviations(x, shape, r, rows, True, work, 0)
-    share = splat(1.0 / (shape[RUNS] * shape[INNER]), np.float64)
-    return (shift - first) + delta, pick(above(zero, m2), zero, m2) * share
-
-
-@inline
-def group_factors(
-    x: Any, weight: Any, bias: Any, shape: Any, r: int, rows: int, eps: float, work: Any, single: Any, double: Any
-) -> bool:
-    """From the moments in `work`, the factors of y for a few rows, as `factors_of` makes them; whether they do for all rows."""
-    one, zero = splat(1.0, np.float64), splat(0.0, np.float64)
-    mean, var = load(work, MEAN, np.float64), load(work, VAR, np.float64)
-    biased = var + splat(eps, np.float64)
-    scale, offset = pick(biased, one / roots(biased), zero), zero
-    if shape[RUNS] == 1:
-        for i in range(rows):
-            one_by_one()
-            w = (r + i) % shape[PERIOD] if shape[PERIOD] > 1 else 0
-            put(work, SCALE + i, element(weight, w))
-            put(work, OFFSET + i, element(bias, w))
-        scale, offset = scale * load(work, SCALE, np.float64), load(work, OFFSET, np.float64)
-    center, origin = load(work, ORIGIN, np.float64) + mean, load(work, ORIGIN, np.float64)
-    center = pick(above(center * center, var), center, zero)
-    below = scale * splat(1.0 - (2.0**-52 if is_double(x) else 2.0**-24), np.float64)
-    if not is_double(x):
-        center = cast(cast(center, np.float32), np.float64)
-        below = cast(cast(below, np.float32), np.float64)
-    rest, offset = scale - below, offset - ((origin - center) + mean) * scale
-    keep_factors(single, center, below, rest, offset)
-    keep_factors(double, center, below, rest, offset)
-    square = scale * scale
-    fits = above(square, splat(1e-58, np.float64)) * above(splat(1e58, np.float64), square)
-    fits = pick(scale, fits, one) * above(splat(1e76, np.float64), var * splat(shape[RUNS] * shape[INNER], np.float64))
-    return is_double(x) or total(fits) == WIDTH
-
-
-@inline
-def keep_factors(factors: Any, center: Any, scale: Any, rest: Any, offset: Any) -> None:
-    """Write down the factors of each row."""
-    store(factors, 0, center)
-    store(factors, WIDTH, scale)
-    store(factors, 2 * WIDTH, rest)
-    store(factors, 3 * WIDTH, offset)
-
-
-@inline
-def factors_in(factors: Any, i: int, compute: Any) -> Any:
-    """The factors of one row, in all lanes."""
-    center, scale = splat(element(factors, i), compute), splat(element(factors, WIDTH + i), compute)
-    return center, scale, splat(element(factors, 2 * WIDTH + i), compute), splat(element(factors, 3 * WIDTH + i), compute)
-
-
-@inline
-def group(
-    x: Any, out: Any, weight: Any, bias: Any, mean: Any, var: Any, shape: Any, eps: float, r: int, rows: int, work: Any,
-    single: Any, double: Any, bounds: Any,
-) -> bool:  # fmt: skip
-    """A few short rows from r on: what is done once for a row is done for all of them. False if one of them needs float64."""
-    means, variances = group_moments(x, shape, r, rows, work)
-    store(work, MEAN, means)
-    store(work, VAR, variances)
-    if not group_factors(x, weight, bias, shape, r, rows, eps, work, single, double):
-        return False
-    if shape[WANTED]:
-        for i in range(rows):
-            one_by_one()
-            put(mean, r + i, element(work, ORIGIN + i) + element(work, MEAN + i))
-            put(var, r + i, element(work, VAR + i))
-    n, per_element = shape[RUNS] * shape[INNER], shape[RUNS] > 1
-    streamed = shape[STREAMED] if address(out) % itemsize(out) == 0 else 0
-    x_first, out_first, end_to_end = place(r, shape, X_ROWS), place(r, shape, OUT_ROWS), lie_end_to_end(shape, n)
-    staged = has_stage(out) and streamed != 0 and end_to_end and misaligned(out, out_first) > 0
-    target, streamed = stage(out, staged), 0 if staged else streamed
-    i, step = (rows - 1, -1) if leads(x, x_first, out, out_first) else (0, 1)
-    ahead, left = place(r + rows, shape, X_ROWS) - x_first + shape[AHEAD], rows
-    fits = streamed == 0 or (end_to_end and n % WIDTH == 0 and misaligned(out, out_first) == 0)
-    while itemsize(x) > 2 and fits and left >= 4:
-        one_by_one()
-        first = i if step > 0 else i - 3
-        if is_double(x):
-            four_rows(x, target, weight, bias, shape, r, first, staged, double, step, streamed, ahead, np.float64)
-        else:
-            four_rows(x, target, weight, bias, shape, r, first, staged, single, step, streamed, ahead, np.float32)
-        i += 4 * step
-        left -= 4
-    for _ in range(left):
-        xi, oi = place(r + i, shape, X_ROWS), in_target(i, r, n, shape, staged)
-        wide = factors_in(double, i, np.float64)
-        if is_double(x):
-            apply_lanes(x, xi, target, oi, n, weight, bias, 0, per_element, wide, wide, bounds, streamed, ahead, np.float64)
-        else:
-            factors = factors_in(single, i, np.float32)
-            apply_lanes(x, xi, target, oi, n, weight, bias, 0, per_element, factors, wide, bounds, streamed, ahead, np.float32)
-        i += step
-    if staged and is_double(x):
-        stream_from(target, out, out_first, rows * n, x, x_first + ahead, np.float64)
-    elif staged:
-        stream_from(target, out, out_first, rows * n, x, x_first + ahead, np.float32)
-    return True
-
-
-@inline
-def four_rows(
-    x: Any, target: Any, weight: Any, bias: Any, shape: Any, r: int, i: int, staged: bool, factors: Any,
-    step: int, streamed: int, ahead: int, compute: Any,
-) -> None:  # fmt: skip
-    """Normalize rows i .. i + 4 of a group, whose weight and bias are loaded once for all of them; as `apply_lanes` does."""
-    n, per_element = shape[RUNS] * shape[INNER], shape[RUNS] > 1
-    x0, x1 = place(r + i, shape, X_ROWS), place(r + i + 1, shape, X_ROWS)
-    x2, x3 = place(r + i + 2, shape, X_ROWS), place(r + i + 3, shape, X_ROWS)
-    y0, y1 = in_target(i, r, n, shape, staged), in_target(i + 1, r, n, shape, staged)
-    y2, y3 = in_target(i + 2, r, n, shape, staged), in_target(i + 3, r, n, shape, staged)
-    f0, f1 = factors_in(factors, i, compute), factors_in(factors, i + 1, compute)
-    f2, f3 = factors_in(factors, i + 2, compute), factors_in(factors, i + 3, compute)
-    rest = n % WIDTH
-    j = 0 if step > 0 else n - rest - WIDTH
-    for _ in range(n // WIDTH):
-        one_by_one()
-        a, b = affine(load(x, x0 + j, compute), f0), affine(load(x, x1 + j, compute), f1)
-        c, d = affine(load(x, x2 + j, compute), f2), affine(load(x, x3 + j, compute), f3)
-        if per_element:
-            w, o = load(weight, j, compute), load(bias, j, compute)
-            a, b, c, d = fma(a, w, o), fma(b, w, o), fma(c, w, o), fma(d, w, o)
-        if streamed:
-            prefetch(x, x0 + j + ahead)
-            prefetch(x, x1 + j + ahead)
-            prefetch(x, x2 + j + ahead)
-            prefetch(x, x3 + j + ahead)
-            stream(target, y0 + j, a)
-            stream(target, y1 + j, b)
-            stream(target, y2 + j, c)
-            stream(target, y3 + j, d)
-        else:
-            store(target, y0 + j, a)
-            store(target, y1 + j, b)
-            store(target, y2 + j, c)
-            store(target, y3 + j, d)
-        j += WIDTH * step
-    if rest > 0:
-        j = n - rest
-        w, o = splat(1.0, compute), splat(0.0, compute)
-        if per_element:
-            w, o = load_first(weight, j, rest, compute), load_first(bias, j, rest, compute)
-        for xi, yi, f in ((x0, y0, f0), (x1, y1, f1), (x2, y2, f2), (x3, y3, f3)):
-            y = affine(load_first(x, xi + j, rest, compute), f)
-            store_first(target, yi + j, rest, fma(y, w, o) if per_element else y)
-
-
-@inline
-def in_target(i: int, r: int, n: int, shape: Any, staged: bool) -> int:
-    """Where row i of a group is written: in out, or in a stage for it."""
-    return i * n if staged else place(r + i, shape, OUT_ROWS)
-
-
-@inline
-def lie_end_to_end(shape: Any, n: int) -> bool:
-    """Whether the next row of out begins where one ends."""
-    return shape[OUT_ROWS] == 0 and shape[OUT_ROWS + 2] == n
-
-
-@inline
-def stream_from(target: Any, out: Any, oi: int, n: int, x: Any, ahead: int, compute: Any) -> None:
-    """Stream n elements from a stage to oi, where rows begin anywhere in a vector; meanwhile fetch what x has `ahead`."""
-    head = min(n, misaligned(out, oi))
-    rest = (n - head) % WIDTH
-    for i, k in ((0, head), (n - rest, rest)):
-        if k > 0:
-            store_first(out, oi + i, k, load_first(target, i, k, compute))
-    for i in range(head, n - rest, WIDTH):
-        one_by_one()
-        prefetch(x, ahead + i)
-        stream(out, oi + i, load(target, i, compute))
 
 
 @inline
