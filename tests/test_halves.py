@@ -35,6 +35,8 @@ def convert(request):
         pytest.skip("this CPU has no conversions of float16")
     patch = pytest.MonkeyPatch()
     patch.setattr(simd, "converts_halves", lambda: request.param)
+    if not request.param:
+        patch.setattr(simd, "rounds_to_bfloat16", lambda: False)
     lanes, elements = njit(_convert.py_func), njit(_widen.py_func)
     for stored in (np.uint16, np.int16):  # compile while the patch holds
         lanes(np.zeros(16, stored), np.zeros(16, np.float32))

@@ -89,7 +89,7 @@ def make_factors(x: Any, weight: Any, bias: Any, at: int, shape: Any, eps: float
         rstd = 1.0 / np.sqrt(var + eps) if var + eps != 0.0 else 0.0
         scale = rstd if shape[PER_K] else rstd * element(weight, at + j * shape[W_LANE])
         offset = 0.0 if shape[PER_K] else element(bias, at + j * shape[W_LANE])
-        single, center, scale, rest, offset = factors_of(moments, shape[LENGTH], scale, offset, is_double(x))
+        single, center, scale, rest, offset = factors_of(x, moments, shape[LENGTH], scale, offset)
         put(work, w + WIDE * field + j, 0.0 if single else 1.0)
         put(work, w + CENTER * field + j, center)
         put(work, w + SCALE * field + j, scale)
@@ -115,7 +115,7 @@ def column_factors(array: Any, at: int, field: int, compute: Any) -> Any:
 @inline
 def in_double(x: Any, xi: int, n: int, work: Any, at: int, field: int, a: float, b: float, per_k: bool) -> Any:
     """n neighbours normalized in float64; at `at` in `work` are the factors of their columns."""
-    y = affine(lanes(x, xi, n, np.float64), column_factors(work, at, field, np.float64))
+    y = affine(x, lanes(x, xi, n, np.float64), column_factors(work, at, field, np.float64))
     return fma(y, splat(a, np.float64), splat(b, np.float64)) if per_k else y
 
 
@@ -124,7 +124,7 @@ def normalized(
     x: Any, xi: int, n: int, factors: Any, work: Any, at: int, field: int, a: float, b: float, per_k: bool, compute: Any
 ) -> Any:  # fmt: skip
     """n neighbours normalized, then * a + b if weight and bias belong to the row; as `kernels.normalized` does it."""
-    y = affine(lanes(x, xi, n, compute), factors)
+    y = affine(x, lanes(x, xi, n, compute), factors)
     if per_k:
         y = fma(y, splat(a, compute), splat(b, compute))
     if itemsize(x) == 2:

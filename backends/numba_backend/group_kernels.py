@@ -139,16 +139,20 @@ def group_factors(
         scale, offset = scale * load(work, SCALE, np.float64), load(work, OFFSET, np.float64)
     center, origin = load(work, ORIGIN, np.float64) + mean, load(work, ORIGIN, np.float64)
     center = pick(above(center * center, var), center, zero)
-    below = scale * splat(1.0 - (2.0**-52 if is_double(x) else 2.0**-24), np.float64)
+    spread = var * splat(shape[RUNS] * shape[INNER], np.float64) + center * splat(1e4, np.float64) * center
+    below = scale
+    if itemsize(x) > 2:
+        below = scale * splat(1.0 - (2.0**-52 if is_double(x) else 2.0**-24), np.float64)
     if not is_double(x):
         center = cast(cast(center, np.float32), np.float64)
+    if itemsize(x) == 4:
         below = cast(cast(below, np.float32), np.float64)
     rest, offset = scale - below, offset - ((origin - center) + mean) * scale
     keep_factors(single, center, below, rest, offset)
     keep_factors(double, center, below, rest, offset)
     square = scale * scale
     fits = above(square, splat(1e-58, np.float64)) * above(splat(1e58, np.float64), square)
-    fits = pick(scale, fits, one) * above(splat(1e76, np.float64), var * splat(shape[RUNS] * shape[INNER], np.float64))
+    fits = pick(scale, fits, one) * above(splat(1e76, np.float64), spread)
     return is_double(x) or total(fits) == WIDTH
 
 
@@ -234,8 +238,8 @@ def four_rows(
     j = 0 if step > 0 else n - rest - WIDTH
     for _ in range(n // WIDTH):
         one_by_one()
-        a, b = affine(load(x, x0 + j, compute), f0), affine(load(x, x1 + j, compute), f1)
-        c, d = affine(load(x, x2 + j, compute), f2), affine(load(x, x3 + j, compute), f3)
+        a, b = affine(x, load(x, x0 + j, compute), f0), affine(x, load(x, x1 + j, compute), f1)
+        c, d = affine(x, load(x, x2 + j, compute), f2), affine(x, load(x, x3 + j, compute), f3)
         if per_element:
             w, o = load(weight, j, compute), load(bias, j, compute)
             a, b, c, d = fma(a, w, o), fma(b, w, o), fma(c, w, o), fma(d, w, o)
@@ -260,7 +264,7 @@ def four_rows(
         if per_element:
             w, o = load_first(weight, j, rest, compute), load_first(bias, j, rest, compute)
         for xi, yi, f in ((x0, y0, f0), (x1, y1, f1), (x2, y2, f2), (x3, y3, f3)):
-            y = affine(load_first(x, xi + j, rest, compute), f)
+            y = affine(x, load_first(x, xi + j, rest, compute), f)
             store_first(target, yi + j, rest, fma(y, w, o) if per_element else y)
 
 

@@ -28,7 +28,6 @@ from .simd import (
     load_first,
     magnitude,
     one_by_one,
-    outside,
     pick,
     prefetch,
     root,
@@ -187,11 +186,14 @@ def rounded(value: float, single: bool) -> float:
 
 
 @inline
-def affine(x: Any, factors: Any) -> Any:
-    """(x - center) * scale + offset of lanes x; what the scale lacks is added before the last rounding. See `factors_of`."""
+def affine(x: Any, elements: Any, factors: Any) -> Any:
+    """(elements - center) * scale + offset of lanes of x; what the scale lacks is added before the last rounding.
+
+    See `factors_of`. A half does not show what the scale of float32 lacks.
+    """
     center, scale, rest, offset = factors
-    d = x - center
-    return fma(d, scale, fma(d, rest, offset))
+    d = elements - center
+    return fma(d, scale, offset if itemsize(x) == 2 else fma(d, rest, offset))
 
 
 @inline
@@ -203,11 +205,8 @@ def too_close(x: Any, offset: Any, a: Any, b: Any) -> Any:
 
 @inline
 def doubtful(y: Any, least: Any) -> Any:
-    """1 where y, computed in float32, is below `least`, see `too_close`.
-
-    And where y is so large that something on the way to it may have been beyond float32's range.
-    """
-    return outside(magnitude(y), least, splat(1e37, np.float32))
+    """1 where y, computed in float32, is below `least`, see `too_close`."""
+    return above(least, magnitude(y))
 
 
 @inline
@@ -247,7 +246,7 @@ def normalized(
     compute: Any,
 ) -> Any:  # fmt: skip
     """k normalized elements; of half types, those that need it in float64. None below `least` is sure not to."""
-    y = affine(lanes(x, xi, k, compute), factors)
+    y = affine(x, lanes(x, xi, k, compute), factors)
     if per_element:
         y = fma(y, lanes(weight, w, k, compute), lanes(bias, w, k, compute))
     if itemsize(x) == 2 and any_of(doubtful(cast(y, np.float32), least)):
@@ -258,7 +257,7 @@ def normalized(
             own = too_close(x, cast(factors[3], np.float32), a, b)
         again = doubtful(cast(y, np.float32), own)
         if any_of(again):
-            y64 = affine(lanes(x, xi, k, np.float64), wide)
+            y64 = affine(x, lanes(x, xi, k, np.float64), wide)
             if per_element:
                 y64 = fma(y64, lanes(weight, w, k, np.float64), lanes(bias, w, k, np.float64))
             y = pick(cast(again, compute), cast(y64, compute), y)
@@ -313,7 +312,7 @@ def leads(x: Any, xi: int, out: Any, oi: int) -> bool:
 
 
 @inline
-def factors_of(moments: Any, n: int, scale: float, offset: float, wide: bool) -> Any:
+def factors_of(x: Any, moments: Any, n: int, scale: float, offset: float) -> Any:
     """(whether float32 will do, center, scale, rest, offset) such that y = d * scale + (d * rest + offset) with d = x - center.
 
     Computed in float32 where float32 in and out allow it: d is exact where the mean is large, as center is the mean rounded to
@@ -321,9 +320,13 @@ def factors_of(moments: Any, n: int, scale: float, offset: float, wide: bool) ->
     in the rest, of the same sign and never 0, so that an infinite d stays what it is. n elements share the moments.
     """
     origin, mean, var = moments
-    single = not wide and var * n < 1e76 and (1e-30 < abs(scale) < 1e30 or scale == 0.0)
-    center = rounded(origin + mean, single) if (origin + mean) ** 2 > var else 0.0
-    below = rounded(scale * (1.0 - (2.0**-24 if single else 2.0**-52)), single)
+    center = origin + mean if (origin + mean) ** 2 > var else 0.0
+    fits = var * n + center * 1e4 * center < 1e76 and (1e-30 < abs(scale) < 1e30 or scale == 0.0)  # so d does not overflow
+    single = fits and not is_double(x)
+    center = rounded(center, single)
+    below = scale
+    if itemsize(x) > 2:
+        below = rounded(scale * (1.0 - (2.0**-24 if single else 2.0**-52)), single)
     return single, center, below, scale - below, offset - ((origin - center) + mean) * scale
 
 
@@ -333,7 +336,7 @@ def apply(
     offset: float, shape: Any, bounds: Any, ahead: int,
 ) -> None:  # fmt: skip
     """y = (x - mean) * scale + offset of a run, then * weight + bias if there is one of each for every element."""
-    single, center, scale, rest, offset = factors_of(moments, shape[RUNS] * shape[INNER], scale, offset, is_double(x))
+    single, center, scale, rest, offset = factors_of(x, moments, shape[RUNS] * shape[INNER], scale, offset)
     streamed = shape[STREAMED] if address(out) % itemsize(out) == 0 else 0  # an unaligned array has no place to stream to
     wide = splat(center, np.float64), splat(scale, np.float64), splat(rest, np.float64), splat(offset, np.float64)
     if single:

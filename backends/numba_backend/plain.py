@@ -17,7 +17,7 @@ STACK = 22 * WIDTH
 
 __all__ = [
     "above", "address", "any_of", "cast", "element", "fence", "fma", "has_registers", "has_stage", "interleaved",
-    "is_bfloat16", "is_double", "itemsize", "keep_first", "load", "load_first", "magnitude", "one_by_one", "outside", "pick",
+    "is_bfloat16", "is_double", "itemsize", "keep_first", "load", "load_first", "magnitude", "one_by_one", "pick",
     "prefetch", "put", "root", "roots", "splat", "stack", "stage", "store", "store_first", "stream", "total", "unity",
 ]  # fmt: skip
 
@@ -104,10 +104,6 @@ def above(a: Any, b: Any) -> Any:
 
 def magnitude(lanes: Any) -> Any:
     return np.abs(lanes)
-
-
-def outside(v: Any, low: Any, high: Any) -> Any:
-    return ((v < low) | (v > high)).astype(v.dtype)
 
 
 def any_of(lanes: Any) -> bool:

@@ -17,6 +17,7 @@ import platform
 from typing import Any
 
 from llvmlite import ir
+from llvmlite.binding import llvm_version_info
 from numba.core import cgutils, config, types
 from numba.core.datamodel.models import PrimitiveModel
 from numba.core.registry import cpu_target
@@ -29,9 +30,17 @@ from .objects import Memory
 WIDTH = 16
 STACK = 22 * WIDTH  # see `stack`
 STAGE = 1 << 14  # see `stage`
+SUBNORMAL = 0x20  # a class of floats, in the numbers of AVX-512
 
 i1, i8, i16, i32, i64 = (ir.IntType(n) for n in (1, 8, 16, 32, 64))
 f16, f32, f64 = ir.HalfType(), ir.FloatType(), ir.DoubleType()
+
+
+class BFloat(ir.Type):
+    """LLVM's bfloat, which llvmlite does not name."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
 
 
 class Lanes(types.Type):
@@ -57,6 +66,11 @@ def converts_halves() -> bool:
     if platform.machine().lower() in ("x86_64", "amd64"):
         return _has("f16c")
     return platform.machine().lower() in ("aarch64", "arm64")
+
+
+def rounds_to_bfloat16() -> bool:
+    """Whether the CPU has an instruction for it, and LLVM the same name for it in all its versions since."""
+    return _has("avx512bf16") and llvm_version_info >= (16,)
 
 
 def _has(feature: str) -> bool:
@@ -153,6 +167,24 @@ def _narrowed(builder: Any, v: Any, memory: Any) -> Any:
 
 
 def _to_bfloat16(builder: Any, v: Any) -> Any:
+    if not isinstance(v.type, ir.VectorType) or not rounds_to_bfloat16():
+        return _rounded_to_bfloat16(builder, v)
+    # The instruction makes zeros of subnormals
+    flags = _call(builder, "llvm.x86.avx512.fpclass.ps.512", _vector(i1), [v, i32(SUBNORMAL)])
+    subnormal = builder.icmp_unsigned("!=", builder.bitcast(flags, i16), i16(0))
+    with builder.if_else(subnormal, likely=False) as (some, none):
+        with some:
+            slow, slow_end = _rounded_to_bfloat16(builder, v), builder.block
+        with none:
+            fast = _call(builder, "llvm.x86.avx512bf16.cvtneps2bf16.512", _vector(BFloat()), [v])
+            fast, fast_end = builder.bitcast(fast, _vector(i16)), builder.block
+    result = builder.phi(_vector(i16))
+    result.add_incoming(slow, slow_end)
+    result.add_incoming(fast, fast_end)
+    return result
+
+
+def _rounded_to_bfloat16(builder: Any, v: Any) -> Any:
     bits = builder.bitcast(v, _like(v, i32))
     odd = builder.and_(builder.lshr(bits, _like(v, i32, 16)), _like(v, i32, 1))
     rounded = builder.add(bits, builder.add(odd, _like(v, i32, 0x7FFF)))
@@ -228,9 +260,15 @@ def load(typingctx: Any, array: Any, index: Any, compute: Any) -> Any:
     """WIDTH elements of a contiguous array from `index` on, as lanes of the float type `compute`."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        pointer, _ = _address(context, builder, sig.args[0], args[0], args[1], i64(WIDTH))
-        v = builder.load(pointer, align=1)
-        return _widened(builder, v, sig.args[0], _FLOATS[sig.return_type.element])
+        pointer, element = _address(context, builder, sig.args[0], args[0], args[1], i64(WIDTH))
+        to = _FLOATS[sig.return_type.element]
+        if element != i16 or to != f64 or _folds_conversions():
+            return _widened(builder, builder.load(pointer, align=1), sig.args[0], to)
+        # Eight at a time: what is read fills a register only once it is float64, and none has to be taken apart
+        eight = builder.bitcast(pointer, ir.VectorType(element, WIDTH // 2).as_pointer())
+        parts = [builder.load(builder.gep(eight, [i64(at)]), align=1) for at in (0, 1)]
+        parts = [_widened(builder, part, sig.args[0], to) for part in parts]
+        return builder.shuffle_vector(*parts, ir.Constant(_vector(i32), list(range(WIDTH))))
 
     return Lanes(compute.dtype)(array, types.intp, compute), codegen
 
@@ -415,18 +453,6 @@ def magnitude(typingctx: Any, lanes: Any) -> Any:
         return _call(builder, f"llvm.fabs.v{WIDTH}{_SUFFIX[v.element]}", v, list(args))
 
     return lanes(lanes), codegen
-
-
-@intrinsic
-def outside(typingctx: Any, v: Any, low: Any, high: Any) -> Any:
-    """1 in the lanes where v < low or v > high, 0 elsewhere."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        v, low, high = args
-        either = builder.or_(builder.fcmp_ordered("<", v, low), builder.fcmp_ordered(">", v, high))
-        return builder.uitofp(either, v.type)
-
-    return v(v, low, high), codegen
 
 
 @intrinsic
