@@ -129,3 +129,23 @@ def test_where_the_bias_takes_nearly_all_of_it(half, near, offset, order, assert
         bias = np.full(1, -near * wide[r, 50] / weight[50], np.float32)
         y = nk.instance_norm(np.asarray(x[:, None], order=order), bias=bias, backend="numba")
         assert_close(y[:, 0], wide / weight + bias)
+
+
+@pytest.mark.parametrize("mean", [0.0, 1e3, -3e38, 1e36, 2e37])
+@pytest.mark.parametrize("var", [1e-4, 1.0, 1e20, 1e60])
+def test_given_statistics_at_the_edges_of_the_range(half, mean, var):
+    """What float32 cannot hold on the way is seen from the factors of a row, in rows as in columns."""
+    dtype, _ = half
+    for value in (0.0, 1.0, -5e4, 3e38, 1e-39, np.inf):
+        for factor in (0.0, 1.0, 1e-30, 2e-3):
+            with np.errstate(all="ignore"):
+                x = np.full((1, 2, 33), value).astype(dtype)
+                x[0, 0, 3] = 1
+                weight, bias = np.full(2, factor).astype(dtype), np.full(2, 0.25).astype(dtype)
+                given, rest = (np.full(2, mean), np.full(2, var), weight, bias, False), {"eps": 0.0}
+                expected = nk.instance_norm(x, *given, backend="numpy", **rest)
+                y = nk.instance_norm(x, *given, backend="numba", **rest)
+                last = nk.instance_norm(np.moveaxis(x, 1, -1), *given, backend="numba", channel_axis=-1, **rest)
+            np.testing.assert_array_equal(np.moveaxis(last, -1, 1).astype(np.float64), y.astype(np.float64))
+            tolerance = {"rtol": 2.0**-6 if half is HALVES["bfloat16"] else 2.0**-9, "atol": 1e-7}
+            np.testing.assert_allclose(y.astype(np.float64), expected.astype(np.float64), **tolerance)

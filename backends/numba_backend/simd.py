@@ -69,7 +69,7 @@ def converts_halves() -> bool:
 
 
 def rounds_to_bfloat16() -> bool:
-    """Whether the CPU has an instruction for it, and LLVM the same name for it in all its versions since."""
+    """Whether the CPU has an instruction for it, and LLVM gives it the type that is expected here."""
     return _has("avx512bf16") and llvm_version_info >= (16,)
 
 
