@@ -140,13 +140,13 @@ def group_factors(
     center, origin = load(work, ORIGIN, np.float64) + mean, load(work, ORIGIN, np.float64)
     center = pick(above(center * center, var), center, zero)
     spread = var * splat(shape[RUNS] * shape[INNER], np.float64) + center * splat(1e4, np.float64) * center
-    below = scale
-    if itemsize(x) > 2:
-        below = scale * splat(1.0 - (2.0**-52 if is_double(x) else 2.0**-24), np.float64)
     if not is_double(x):
         center = cast(cast(center, np.float32), np.float64)
-    if itemsize(x) == 4:
-        below = cast(cast(below, np.float32), np.float64)
+    below = scale
+    if is_double(x):
+        below = scale * splat(1.0 - 2.0**-52, np.float64)
+    elif itemsize(x) > 2:
+        below = cast(cast(scale * splat(1.0 - 2.0**-24, np.float64), np.float32), np.float64)
     rest, offset = scale - below, offset - ((origin - center) + mean) * scale
     keep_factors(single, center, below, rest, offset)
     keep_factors(double, center, below, rest, offset)

@@ -187,9 +187,9 @@ def rounded(value: float, single: bool) -> float:
 
 @inline
 def affine(x: Any, elements: Any, factors: Any) -> Any:
-    """(elements - center) * scale + offset of lanes of x; what the scale lacks is added before the last rounding.
+    """(elements - center) * scale + offset of lanes of x, by the factors of `factors_of`.
 
-    See `factors_of`. A half does not show what the scale of float32 lacks.
+    What the scale lacks is added before the last rounding; a half does not show it.
     """
     center, scale, rest, offset = factors
     d = elements - center
@@ -317,7 +317,8 @@ def factors_of(x: Any, moments: Any, n: int, scale: float, offset: float) -> Any
 
     Computed in float32 where float32 in and out allow it: d is exact where the mean is large, as center is the mean rounded to
     x's precision, and where it is small, center is 0; what center lacks of the mean is in the offset. What the scale lacks is
-    in the rest, of the same sign and never 0, so that an infinite d stays what it is. n elements share the moments.
+    in the rest, of the same sign and never 0, so that an infinite d stays what it is; of halves nothing is, see `affine`. n
+    elements share the moments.
     """
     origin, mean, var = moments
     center = origin + mean if (origin + mean) ** 2 > var else 0.0
