@@ -3,7 +3,7 @@
 import ml_dtypes
 import numpy as np
 import pytest
-from normkit.backends.numba_backend import simd
+from normkit.backends.numba_backend import conversions
 from normkit.backends.numba_backend.simd import WIDTH, element, load, store
 from numba import config, njit
 
@@ -30,13 +30,13 @@ def _widen(a, b):
 @pytest.fixture(scope="module", params=[True, False], ids=["instructions", "arithmetic"])
 def convert(request):
     """(lanes from array to array, elements to float64), with the CPU's conversions and without."""
-    has = simd.converts_halves
+    has = conversions.converts_halves
     if request.param and not has():
         pytest.skip("this CPU has no conversions of float16")
     patch = pytest.MonkeyPatch()
-    patch.setattr(simd, "converts_halves", lambda: request.param)
+    patch.setattr(conversions, "converts_halves", lambda: request.param)
     if not request.param:
-        patch.setattr(simd, "rounds_to_bfloat16", lambda: False)
+        patch.setattr(conversions, "rounds_to_bfloat16", lambda: False)
     lanes, elements = njit(_convert.py_func), njit(_widen.py_func)
     for stored in (np.uint16, np.int16):  # compile while the patch holds
         lanes(np.zeros(16, stored), np.zeros(16, np.float32))
@@ -93,7 +93,7 @@ def test_nan_stays_nan_and_is_quiet(convert, half):
 def test_a_cpu_without_conversions_gives_the_same_bits(script):
     code = """
 import numpy as np, normkit as nk
-from normkit.backends.numba_backend import simd
+from normkit.backends.numba_backend import conversions
 x = np.random.default_rng(0).normal(size=(7, 333)).astype(np.float16)
 x[0, 0], x[1, 1] = 6e-8, 65504
 print(nk.layer_norm(x, weight=np.ones(333, np.float16), backend="numba").tobytes().hex())

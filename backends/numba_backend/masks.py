@@ -9,7 +9,8 @@ from numba.core import cgutils, config, types
 from numba.core.datamodel.models import PrimitiveModel
 from numba.extending import intrinsic, register_model
 
-from .simd import WIDTH, _broadcast, _call, _constant, _one, _vector, f64, i1, i8, i16, i32, i64
+from .conversions import call, f64, i1, i8, i16, i32, i64
+from .simd import WIDTH, _broadcast, _constant, _one, _vector
 
 
 class Flags(types.Type):
@@ -136,7 +137,7 @@ def number(typingctx: Any, flags: Any) -> Any:
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         if sig.args[0] == types.none:
             return i64(0)
-        return builder.zext(_call(builder, "llvm.ctpop.i16", i16, [builder.bitcast(args[0], i16)]), i64)
+        return builder.zext(call(builder, "llvm.ctpop.i16", i16, [builder.bitcast(args[0], i16)]), i64)
 
     return types.intp(flags), codegen
 
@@ -148,7 +149,7 @@ def first_set(typingctx: Any, flags: Any) -> Any:
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         if sig.args[0] == types.none:
             return i64(0)
-        return builder.zext(_call(builder, "llvm.cttz.i16", i16, [builder.bitcast(args[0], i16), i1(0)]), i64)
+        return builder.zext(call(builder, "llvm.cttz.i16", i16, [builder.bitcast(args[0], i16), i1(0)]), i64)
 
     return types.intp(flags), codegen
 

@@ -4,9 +4,8 @@ LLVM's vectorizer reorders sums as it sees fit for each loop and CPU. Here eleme
 and `total` adds the lanes in one fixed tree: the bits are the same in every kernel, on any number of threads. LLVM splits
 the 16 lanes into whatever registers the CPU has.
 
-Arrays are addressed by their data pointer and an element index alone. Their elements are float32 or float64, or halves typed
-as the integers of that size: uint16 is float16, int16 is bfloat16. Halves become float32 and back by the CPU's instructions,
-or, where it has none, by integer arithmetic with the same bits: LLVM would call functions that no library here provides.
+Arrays are addressed by their data pointer and an element index alone. Their elements are float32, float64 or halves, see
+`conversions`.
 With NUMBA_DISABLE_JIT=1 the same names are plain NumPy; with NUMBA_BOUNDSCHECK=1 an access outside an array ends the process.
 """
 
@@ -17,30 +16,18 @@ import platform
 from typing import Any
 
 from llvmlite import ir
-from llvmlite.binding import llvm_version_info
 from numba.core import cgutils, config, types
 from numba.core.datamodel.models import PrimitiveModel
-from numba.core.registry import cpu_target
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, register_model
 from numba.np.arrayobj import populate_array
 
+from .conversions import ELEMENTS, call, f32, f64, folds_conversions, has, i1, i8, i16, i32, i64, narrowed, widened
 from .objects import Memory
 
 WIDTH = 16
 STACK = 22 * WIDTH  # see `stack`
 STAGE = 1 << 14  # see `stage`
-SUBNORMAL = 0x20  # a class of floats, in the numbers of AVX-512
-
-i1, i8, i16, i32, i64 = (ir.IntType(n) for n in (1, 8, 16, 32, 64))
-f16, f32, f64 = ir.HalfType(), ir.FloatType(), ir.DoubleType()
-
-
-class BFloat(ir.Type):
-    """LLVM's bfloat, which llvmlite does not name."""
-
-    def _to_string(self) -> str:
-        return "bfloat"
 
 
 class Lanes(types.Type):
@@ -58,28 +45,6 @@ class _LanesModel(PrimitiveModel):
 
 
 _FLOATS = {types.float32: f32, types.float64: f64}
-_ELEMENTS = {types.float32: f32, types.float64: f64, types.uint16: i16, types.int16: i16}
-
-
-def converts_halves() -> bool:
-    """Whether the CPU that Numba compiles for has instructions between float16 and float32."""
-    if platform.machine().lower() in ("x86_64", "amd64"):
-        return _has("f16c")
-    return platform.machine().lower() in ("aarch64", "arm64")
-
-
-def rounds_to_bfloat16() -> bool:
-    """Whether the CPU has an instruction for it, and LLVM gives it the type that is expected here."""
-    return _has("avx512bf16") and llvm_version_info >= (16,)
-
-
-def _has(feature: str) -> bool:
-    return f"+{feature}" in str(cpu_target.target_context.codegen()._tm_features).split(",")
-
-
-def _folds_conversions() -> bool:
-    """Whether LLVM makes one instruction of float16 to float32 to float64, which takes twice as long as the two."""
-    return _has("avx512fp16")
 
 
 def _vector(element: ir.Type) -> ir.VectorType:
@@ -99,7 +64,7 @@ def _broadcast(builder: Any, scalar: Any) -> Any:
 def _address(context: Any, builder: Any, array_type: Any, array: Any, index: Any, count: Any) -> Any:
     """A pointer to WIDTH elements from `index` on, of which `count` are meant; and the type of one element in memory."""
     pointer = _one(context, builder, array_type, array, index, count)
-    element = _ELEMENTS[array_type.dtype]
+    element = ELEMENTS[array_type.dtype]
     return builder.bitcast(pointer, _vector(element).as_pointer()), element
 
 
@@ -112,7 +77,7 @@ def _one(context: Any, builder: Any, array_type: Any, array: Any, index: Any, co
         first, end = (builder.mul(i, view.itemsize) for i in (index, builder.add(index, count)))
         outside = builder.or_(builder.icmp_signed("<", first, low), builder.icmp_signed(">", end, high))
         with builder.if_then(outside, likely=False):
-            _call(builder, "llvm.trap", ir.VoidType(), [])
+            call(builder, "llvm.trap", ir.VoidType(), [])
     return builder.gep(data, [index])
 
 
@@ -134,109 +99,6 @@ def _span(builder: Any, array_type: Any, view: Any) -> tuple[Any, Any]:
     return low, builder.add(high, view.itemsize)
 
 
-def _like(v: Any, element: ir.Type, value: Any = None) -> Any:
-    """A constant of that element type for v, or only the type if there is no value: a vector if v is one."""
-    kind = ir.VectorType(element, v.type.count) if isinstance(v.type, ir.VectorType) else element
-    if value is None:
-        return kind
-    return ir.Constant(kind, [value] * v.type.count if kind != element else value)
-
-
-def _widened(builder: Any, v: Any, memory: Any, to: ir.Type) -> Any:
-    """What was read from an array of type `memory`, as float32 or float64: exact unless float64 is asked for as float32."""
-    if memory.dtype == types.uint16:
-        v = _from_float16(builder, v)
-    elif memory.dtype == types.int16:  # bfloat16 is the upper half of a float32
-        bits = builder.shl(builder.zext(v, _like(v, i32)), _like(v, i32, 16))
-        v = builder.bitcast(bits, _like(v, f32))
-    if v.type == _like(v, to):
-        return v
-    return builder.fpext(v, _like(v, to)) if to == f64 else builder.fptrunc(v, _like(v, to))
-
-
-def _narrowed(builder: Any, v: Any, memory: Any) -> Any:
-    """Floats as an array of type `memory` holds them: rounded once to nearest even, twice from float64 to a half."""
-    to = _ELEMENTS[memory.dtype]
-    if v.type == _like(v, f64) and to != f64:
-        v = builder.fptrunc(v, _like(v, f32))
-    if memory.dtype == types.uint16:
-        return _to_float16(builder, v)
-    if memory.dtype == types.int16:
-        return _to_bfloat16(builder, v)
-    return v if v.type == _like(v, to) else builder.fpext(v, _like(v, to))
-
-
-def _to_bfloat16(builder: Any, v: Any) -> Any:
-    if not isinstance(v.type, ir.VectorType) or not rounds_to_bfloat16():
-        return _rounded_to_bfloat16(builder, v)
-    # The instruction makes zeros of subnormals
-    flags = _call(builder, "llvm.x86.avx512.fpclass.ps.512", _vector(i1), [v, i32(SUBNORMAL)])
-    subnormal = builder.icmp_unsigned("!=", builder.bitcast(flags, i16), i16(0))
-    with builder.if_else(subnormal, likely=False) as (some, none):
-        with some:
-            slow, slow_end = _rounded_to_bfloat16(builder, v), builder.block
-        with none:
-            fast = _call(builder, "llvm.x86.avx512bf16.cvtneps2bf16.512", _vector(BFloat()), [v])
-            fast, fast_end = builder.bitcast(fast, _vector(i16)), builder.block
-    result = builder.phi(_vector(i16))
-    result.add_incoming(slow, slow_end)
-    result.add_incoming(fast, fast_end)
-    return result
-
-
-def _rounded_to_bfloat16(builder: Any, v: Any) -> Any:
-    bits = builder.bitcast(v, _like(v, i32))
-    odd = builder.and_(builder.lshr(bits, _like(v, i32, 16)), _like(v, i32, 1))
-    rounded = builder.add(bits, builder.add(odd, _like(v, i32, 0x7FFF)))
-    nan = builder.fcmp_unordered("uno", v, v)
-    bits = builder.select(nan, builder.or_(bits, _like(v, i32, 1 << 22)), rounded)  # rounding could turn a NaN into Inf
-    return builder.trunc(builder.lshr(bits, _like(v, i32, 16)), _like(v, i16))
-
-
-def _from_float16(builder: Any, v: Any) -> Any:
-    if _folds_conversions() and isinstance(v.type, ir.VectorType):
-        same = ir.Constant(_like(v, f32), ir.Undefined)
-        return _call(builder, "llvm.x86.avx512.mask.vcvtph2ps.512", _like(v, f32), [v, same, i16(-1), i32(4)])
-    if converts_halves():
-        return builder.fpext(builder.bitcast(v, _like(v, f16)), _like(v, f32))
-    bits = builder.zext(v, _like(v, i32))
-    sign = builder.shl(builder.and_(bits, _like(v, i32, 0x8000)), _like(v, i32, 16))
-    size = builder.shl(builder.and_(bits, _like(v, i32, 0x7FFF)), _like(v, i32, 13))  # where float32 has exponent and fraction
-    normal = builder.add(size, _like(v, i32, 112 << 23))
-    least = _like(v, i32, 113 << 23)  # 2**-14, from which a subnormal is a number of steps away
-    subnormal = builder.fsub(builder.bitcast(builder.add(size, least), _like(v, f32)), builder.bitcast(least, _like(v, f32)))
-    special = builder.add(size, _like(v, i32, 224 << 23))
-    quiet = builder.or_(special, _like(v, i32, 1 << 22))
-    special = builder.select(builder.icmp_unsigned(">", size, _like(v, i32, 0x7C00 << 13)), quiet, special)
-    bits = builder.select(builder.icmp_unsigned("<", size, _like(v, i32, 1 << 23)), _bits(builder, subnormal), normal)
-    bits = builder.select(builder.icmp_unsigned(">=", size, _like(v, i32, 0x7C00 << 13)), special, bits)
-    return builder.bitcast(builder.or_(bits, sign), _like(v, f32))
-
-
-def _to_float16(builder: Any, v: Any) -> Any:
-    if converts_halves():
-        return builder.bitcast(builder.fptrunc(v, _like(v, f16)), _like(v, i16))
-    bits = _bits(builder, v)
-    sign = builder.lshr(builder.and_(bits, _like(v, i32, 1 << 31)), _like(v, i32, 16))
-    size = builder.and_(bits, _like(v, i32, 0x7FFFFFFF))
-    odd = builder.and_(builder.lshr(size, _like(v, i32, 13)), _like(v, i32, 1))
-    normal = builder.add(size, builder.add(odd, _like(v, i32, (0xFFF - (112 << 23)) & 0xFFFFFFFF)))
-    normal = builder.lshr(normal, _like(v, i32, 13))
-    half = _like(v, f32, 0.5)  # whose last place is that of a subnormal float16: the addition rounds
-    steps = builder.fadd(builder.bitcast(size, _like(v, f32)), half)
-    subnormal = builder.sub(_bits(builder, steps), _bits(builder, half))
-    payload = builder.and_(builder.lshr(size, _like(v, i32, 13)), _like(v, i32, 0x1FF))
-    nan = builder.or_(payload, _like(v, i32, 0x7E00))
-    special = builder.select(builder.icmp_unsigned(">", size, _like(v, i32, 0xFF << 23)), nan, _like(v, i32, 0x7C00))
-    bits = builder.select(builder.icmp_unsigned("<", size, _like(v, i32, 113 << 23)), subnormal, normal)
-    bits = builder.select(builder.icmp_unsigned(">=", size, _like(v, i32, 143 << 23)), special, bits)
-    return builder.trunc(builder.or_(bits, sign), _like(v, i16))
-
-
-def _bits(builder: Any, v: Any) -> Any:
-    return builder.bitcast(v, _like(v, i32))
-
-
 def _first(builder: Any, count: Any) -> Any:
     """A mask of the first `count` lanes."""
     numbers = ir.Constant(_vector(i64), list(range(WIDTH)))
@@ -244,11 +106,6 @@ def _first(builder: Any, count: Any) -> Any:
 
 
 _SUFFIX = {f32: "f32", f64: "f64", i16: "i16"}
-
-
-def _call(builder: Any, name: str, result: ir.Type, args: list[Any]) -> Any:
-    function = ir.FunctionType(result, [a.type for a in args])
-    return builder.call(cgutils.get_or_insert_function(builder.module, function, name), args)
 
 
 def _bytes(element: ir.Type) -> int:
@@ -262,12 +119,12 @@ def load(typingctx: Any, array: Any, index: Any, compute: Any) -> Any:
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         pointer, element = _address(context, builder, sig.args[0], args[0], args[1], i64(WIDTH))
         to = _FLOATS[sig.return_type.element]
-        if element != i16 or to != f64 or _folds_conversions():
-            return _widened(builder, builder.load(pointer, align=1), sig.args[0], to)
+        if element != i16 or to != f64 or folds_conversions():
+            return widened(builder, builder.load(pointer, align=1), sig.args[0], to)
         # Eight at a time: what is read fills a register only once it is float64, and none has to be taken apart
         eight = builder.bitcast(pointer, ir.VectorType(element, WIDTH // 2).as_pointer())
         parts = [builder.load(builder.gep(eight, [i64(at)]), align=1) for at in (0, 1)]
-        parts = [_widened(builder, part, sig.args[0], to) for part in parts]
+        parts = [widened(builder, part, sig.args[0], to) for part in parts]
         return builder.shuffle_vector(*parts, ir.Constant(_vector(i32), list(range(WIDTH))))
 
     return Lanes(compute.dtype)(array, types.intp, compute), codegen
@@ -282,8 +139,8 @@ def load_first(typingctx: Any, array: Any, index: Any, count: Any, compute: Any)
         v = _vector(element)
         zero = ir.Constant(v, None)
         arguments = [pointer, i32(1), _first(builder, args[2]), zero]
-        v = _call(builder, f"llvm.masked.load.v{WIDTH}{_SUFFIX[element]}.p0", v, arguments)
-        return _widened(builder, v, sig.args[0], _FLOATS[sig.return_type.element])
+        v = call(builder, f"llvm.masked.load.v{WIDTH}{_SUFFIX[element]}.p0", v, arguments)
+        return widened(builder, v, sig.args[0], _FLOATS[sig.return_type.element])
 
     return Lanes(compute.dtype)(array, types.intp, types.intp, compute), codegen
 
@@ -294,7 +151,7 @@ def store(typingctx: Any, array: Any, index: Any, lanes: Any) -> Any:
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         pointer, _ = _address(context, builder, sig.args[0], args[0], args[1], i64(WIDTH))
-        builder.store(_narrowed(builder, args[2], sig.args[0]), pointer, align=1)
+        builder.store(narrowed(builder, args[2], sig.args[0]), pointer, align=1)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, lanes), codegen
@@ -306,7 +163,7 @@ def stream(typingctx: Any, array: Any, index: Any, lanes: Any) -> Any:
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         pointer, element = _address(context, builder, sig.args[0], args[0], args[1], i64(WIDTH))
-        written = builder.store(_narrowed(builder, args[2], sig.args[0]), pointer, align=min(WIDTH * _bytes(element), 64))
+        written = builder.store(narrowed(builder, args[2], sig.args[0]), pointer, align=min(WIDTH * _bytes(element), 64))
         written.set_metadata("nontemporal", builder.module.add_metadata([i32(1)]))
         return context.get_dummy_value()
 
@@ -319,7 +176,7 @@ def store_first(typingctx: Any, array: Any, index: Any, count: Any, lanes: Any) 
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         pointer, element = _address(context, builder, sig.args[0], args[0], args[1], args[2])
-        v = _narrowed(builder, args[3], sig.args[0])
+        v = narrowed(builder, args[3], sig.args[0])
         place = cgutils.alloca_once_value(builder, v)
         builder.store(v, place)
         first = builder.bitcast(place, element.as_pointer())
@@ -389,7 +246,7 @@ def fma(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         v = args[0].type
-        return _call(builder, f"llvm.fma.v{WIDTH}{_SUFFIX[v.element]}", v, list(args))
+        return call(builder, f"llvm.fma.v{WIDTH}{_SUFFIX[v.element]}", v, list(args))
 
     return a(a, b, c), codegen
 
@@ -429,7 +286,7 @@ def roots(typingctx: Any, lanes: Any) -> Any:
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         v = args[0].type
-        return _call(builder, f"llvm.sqrt.v{WIDTH}{_SUFFIX[v.element]}", v, list(args))
+        return call(builder, f"llvm.sqrt.v{WIDTH}{_SUFFIX[v.element]}", v, list(args))
 
     return lanes(lanes), codegen
 
@@ -450,7 +307,7 @@ def magnitude(typingctx: Any, lanes: Any) -> Any:
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         v = args[0].type
-        return _call(builder, f"llvm.fabs.v{WIDTH}{_SUFFIX[v.element]}", v, list(args))
+        return call(builder, f"llvm.fabs.v{WIDTH}{_SUFFIX[v.element]}", v, list(args))
 
     return lanes(lanes), codegen
 
@@ -488,7 +345,7 @@ def has_registers(typingctx: Any, array: Any) -> Any:
     """Whether the CPU has 32 registers of 8 float64, as AVX-512 has: a constant."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return i1(_has("avx512f"))
+        return i1(has("avx512f"))
 
     return types.boolean(array), codegen
 
@@ -525,8 +382,8 @@ def prefetch(typingctx: Any, array: Any, index: Any) -> Any:
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         data = _data(context, builder, sig.args[0], args[0])
         line = builder.bitcast(builder.gep(data, [args[1]]), i8.as_pointer())
-        for at in range(0, WIDTH * _bytes(_ELEMENTS[sig.args[0].dtype]), 64):
-            _call(builder, "llvm.prefetch.p0", ir.VoidType(), [builder.gep(line, [i64(at)]), i32(0), i32(2), i32(1)])
+        for at in range(0, WIDTH * _bytes(ELEMENTS[sig.args[0].dtype]), 64):
+            call(builder, "llvm.prefetch.p0", ir.VoidType(), [builder.gep(line, [i64(at)]), i32(0), i32(2), i32(1)])
         return context.get_dummy_value()
 
     return types.void(array, types.intp), codegen
@@ -549,7 +406,7 @@ def element(typingctx: Any, array: Any, index: Any) -> Any:
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         scalar = builder.load(_one(context, builder, sig.args[0], args[0], args[1]), align=1)
-        return _widened(builder, scalar, sig.args[0], f64)
+        return widened(builder, scalar, sig.args[0], f64)
 
     return types.float64(array, types.intp), codegen
 
@@ -559,7 +416,7 @@ def put(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
     """Write one element, given as float64."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        builder.store(_narrowed(builder, args[2], sig.args[0]), _one(context, builder, sig.args[0], args[0], args[1]))
+        builder.store(narrowed(builder, args[2], sig.args[0]), _one(context, builder, sig.args[0], args[0], args[1]))
         return context.get_dummy_value()
 
     return types.void(array, types.intp, types.float64), codegen
@@ -590,7 +447,7 @@ def itemsize(typingctx: Any, array: Any) -> Any:
     """Bytes of one element: a constant."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return i64(_bytes(_ELEMENTS[sig.args[0].dtype]))
+        return i64(_bytes(ELEMENTS[sig.args[0].dtype]))
 
     return types.intp(array), codegen
 
@@ -625,7 +482,7 @@ def root(typingctx: Any, value: Any) -> Any:
     """The square root, as the instruction alone: np.sqrt calls a function on the way to NaN."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return _call(builder, "llvm.sqrt.f64", f64, list(args))
+        return call(builder, "llvm.sqrt.f64", f64, list(args))
 
     return types.float64(types.float64), codegen
 
