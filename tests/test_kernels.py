@@ -8,7 +8,7 @@ import pytest
 
 numba = pytest.importorskip("numba")
 
-from normkit.backends.numba_backend import compiling, limits, row_kernels  # noqa: E402
+from normkit.backends.numba_backend import compiling, kernels, limits, row_kernels  # noqa: E402
 
 import normkit as nk  # noqa: E402
 
@@ -206,3 +206,33 @@ def placed(shape, place, dtype=np.float32):
     memory = np.empty(size + 8192, np.uint8)
     start = (place - memory.ctypes.data) % 4096
     return memory[start : start + size].view(dtype).reshape(shape)
+
+
+@pytest.mark.parametrize("n", [0, 1, 5, 64, 1000])
+@pytest.mark.parametrize("chunks", [1, 2, 3, 8])
+def test_threads_help_each_other_and_do_each_thing_once(n, chunks):
+    @numba.njit
+    def piece(n, taken, sweep, c, chunks):
+        return kernels.next_piece(n, taken, sweep, c, chunks)
+
+    taken, rng = np.zeros(2 * chunks * kernels.LINE, np.int64), np.random.default_rng(n)
+    for sweep in range(2):
+        done = []
+        awake = set(rng.choice(chunks, max(1, chunks // 2), replace=False).tolist())  # the others never start
+        while awake:
+            c = int(rng.choice(sorted(awake)))
+            start, stop = piece(n, taken, sweep, c, chunks)
+            done.extend(range(start, stop))
+            if start == stop:
+                assert start == n
+                awake.remove(c)
+        assert sorted(done) == list(range(n))
+
+
+def test_a_thread_begins_with_its_own_share():
+    @numba.njit
+    def piece(n, taken, c, chunks):
+        return kernels.next_piece(n, taken, 0, c, chunks)
+
+    taken = np.zeros(4 * kernels.LINE, np.int64)
+    assert [piece(6400, taken, c, 4) for c in (2, 0, 3, 2)] == [(3200, 3300), (0, 100), (4800, 4900), (3300, 3400)]

@@ -53,6 +53,7 @@ from .kernels import (
     factors_of,
     inline,
     lanes,
+    next_piece,
     place,
     too_close,
 )
@@ -298,23 +299,25 @@ def columns_serial(
 @njit(nogil=True, parallel=True, error_model="numpy", _nrt=False)
 def columns_parallel(
     x: Any, out: Any, mask: Any, weight: Any, bias: Any, mean: Any, var: Any, shape: Any, eps: float, work: Any, factors: Any,
-    places: Any, yes: Any, chunks: int,
+    places: Any, yes: Any, chunks: int, taken: Any,
 ) -> None:  # fmt: skip
-    """A chunk of tiles on each thread."""
+    """A share of the tiles on each thread."""
     tiles = shape[OUTER] * ((shape[LANES] + shape[TILE] - 1) // shape[TILE])
     for i in prange(chunks):
         c = np.intp(i)
-        first, last = tiles * c // chunks, tiles * (c + 1) // chunks
-        columns(x, out, mask, weight, bias, mean, var, shape, eps, work, factors, places, yes, c, first, last)
+        start, stop = next_piece(tiles, taken, 0, c, chunks)
+        while start < stop:
+            columns(x, out, mask, weight, bias, mean, var, shape, eps, work, factors, places, yes, c, start, stop)
+            start, stop = next_piece(tiles, taken, 0, c, chunks)
         fence()
 
 
 @njit(nogil=True, parallel=True, error_model="numpy", _nrt=False)
 def columns_split(
     x: Any, out: Any, mask: Any, weight: Any, bias: Any, mean: Any, var: Any, shape: Any, eps: float, work: Any, factors: Any,
-    places: Any, yes: Any, chunks: int, scratch: Any,
+    places: Any, yes: Any, scratch: Any, chunks: int, taken: Any,
 ) -> None:  # fmt: skip
-    """Few tiles: a chunk of the blocks of all tiles on each thread, for the moments, then for the apply.
+    """Few tiles: a share of the blocks of all tiles on each thread, for the moments, then for the apply.
 
     `scratch` is (blocks of all tiles, 5 * TILE): the moments of each block; then, with the first one, those of the columns.
     """
@@ -324,15 +327,18 @@ def columns_split(
     for i in prange(chunks):
         c = np.intp(i)
         w = c * FIELDS * field
-        for t in range(tiles * blocks * c // chunks, tiles * blocks * (c + 1) // chunks):
-            o, first, width = tile_of(t % tiles, shape)
-            xi, mi = place(o, shape, X_OUTER) + first, place(o, shape, M_OUTER) + first * shape[M_STEP]
-            k = t // tiles * BLOCK
-            block_moments(x, xi, mask, mi, shape, k, min(BLOCK, length - k), width, work, w, places, c, yes)
-            for f in range(5):
-                for j in range(width):
-                    one_by_one()
-                    scratch[t, f * tile + j] = element(work, w + (B_COUNT + f) * field + j)
+        start, stop = next_piece(tiles * blocks, taken, 0, c, chunks)
+        while start < stop:
+            for t in range(start, stop):
+                o, first, width = tile_of(t % tiles, shape)
+                xi, mi = place(o, shape, X_OUTER) + first, place(o, shape, M_OUTER) + first * shape[M_STEP]
+                k = t // tiles * BLOCK
+                block_moments(x, xi, mask, mi, shape, k, min(BLOCK, length - k), width, work, w, places, c, yes)
+                for f in range(5):
+                    for j in range(width):
+                        one_by_one()
+                        scratch[t, f * tile + j] = element(work, w + (B_COUNT + f) * field + j)
+            start, stop = next_piece(tiles * blocks, taken, 0, c, chunks)
     for t in range(tiles):
         o, first, width = tile_of(t, shape)
         start_moments(work, 0, field, width)
@@ -347,19 +353,21 @@ def columns_split(
     for i in prange(chunks):
         c = np.intp(i)
         w = c * FIELDS * field
-        for back in range(tiles * blocks * c // chunks, tiles * blocks * (c + 1) // chunks):
-            # the last blocks read are still in cache
-            t = tiles * blocks * c // chunks + tiles * blocks * (c + 1) // chunks - 1 - back
-            o, first, width = tile_of(t % tiles, shape)
-            for f in range(4):
-                for j in range(width):
-                    one_by_one()
-                    put(work, w + (COUNT + f) * field + j, scratch[t % tiles, f * tile + j])
-            wi = o * shape[W_OUTER] + first * shape[W_LANE]
-            mixed = make_factors(x, weight, bias, wi, shape, eps, work, w, factors, c, width)
-            xi, oi = place(o, shape, X_OUTER) + first, place(o, shape, OUT_OUTER) + first
-            k = t // tiles * BLOCK
-            apply(x, xi, out, oi, k, min(length, k + BLOCK), width, weight, bias, shape, work, w, factors, c, mixed)
+        start, stop = next_piece(tiles * blocks, taken, 1, chunks - 1 - c, chunks)
+        while start < stop:
+            for back in range(start, stop):
+                t = tiles * blocks - 1 - back  # the last blocks of its share: what was read last is still in cache
+                o, first, width = tile_of(t % tiles, shape)
+                for f in range(4):
+                    for j in range(width):
+                        one_by_one()
+                        put(work, w + (COUNT + f) * field + j, scratch[t % tiles, f * tile + j])
+                wi = o * shape[W_OUTER] + first * shape[W_LANE]
+                mixed = make_factors(x, weight, bias, wi, shape, eps, work, w, factors, c, width)
+                xi, oi = place(o, shape, X_OUTER) + first, place(o, shape, OUT_OUTER) + first
+                k = t // tiles * BLOCK
+                apply(x, xi, out, oi, k, min(length, k + BLOCK), width, weight, bias, shape, work, w, factors, c, mixed)
+            start, stop = next_piece(tiles * blocks, taken, 1, chunks - 1 - c, chunks)
         fence()
 
 

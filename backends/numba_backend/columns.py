@@ -97,10 +97,10 @@ def _launch(
         if chunks == 1:
             kernel(f"{prefix}columns_serial", dtype)(*args)
         elif tiles >= chunks * 4 or blocks == 1 or shape[cm.GIVEN]:
-            threads.launch(kernel(f"{prefix}columns_parallel", dtype), chunks, *args, chunks)
+            threads.launch(kernel(f"{prefix}columns_parallel", dtype), chunks, 1, *args)
         else:
             scratch = np.empty((tiles * blocks, 5 * int(shape[cm.TILE])))
-            threads.launch(kernel(f"{prefix}columns_split", dtype), chunks, *args, chunks, scratch)
+            threads.launch(kernel(f"{prefix}columns_split", dtype), chunks, 2, *args, scratch)
 
 
 def _shape(plan: ColumnsPlan, sets: Sets, weight: NDArray[Any], operands: Operands, chunks: int) -> NDArray[np.int64]:

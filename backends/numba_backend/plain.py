@@ -18,7 +18,8 @@ STACK = 22 * WIDTH
 __all__ = [
     "above", "address", "any_of", "cast", "element", "fence", "fma", "has_registers", "has_stage", "interleaved",
     "is_bfloat16", "is_double", "itemsize", "keep_first", "load", "load_first", "magnitude", "one_by_one", "pick",
-    "prefetch", "put", "root", "roots", "splat", "stack", "stage", "store", "store_first", "stream", "total", "unity",
+    "prefetch", "put", "root", "roots", "splat", "stack", "stage", "store", "store_first", "stream", "take", "total",
+    "unity",
 ]  # fmt: skip
 
 _NUMBERS = np.arange(WIDTH)
@@ -37,6 +38,7 @@ def load(array: Any, index: int, compute: Any) -> Any:
 
 
 def load_first(array: Any, index: int, count: int, compute: Any) -> Any:
+    assert 0 <= count < WIDTH
     lanes = np.zeros(WIDTH, compute)
     lanes[:count] = _memory(array, index, count)
     return lanes
@@ -202,6 +204,13 @@ def is_bfloat16(array: Any) -> bool:
 
 def itemsize(array: Any) -> int:
     return int(array.itemsize)
+
+
+def take(taken: Any, index: int, n: int) -> int:
+    if taken is None:
+        return 0
+    taken[index] += n
+    return int(taken[index]) - n
 
 
 def fence() -> None:

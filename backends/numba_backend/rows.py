@@ -82,10 +82,10 @@ class RowsCall:
             if chunks == 1:
                 kernel("rows_serial", dtype)(*args)
             elif not self.splits(self.rows, chunks):
-                threads.launch(kernel("rows_parallel", dtype), chunks, *args, chunks)
+                threads.launch(kernel("rows_parallel", dtype), chunks, 1, *args)
             else:
                 scratch = np.empty((-(-self.n // kernels.BLOCK), 5))
-                threads.launch(kernel("rows_split", dtype), chunks, *args, chunks, scratch)
+                threads.launch(kernel("rows_split", dtype), chunks, self.rows + 1, *args, scratch)
 
     def _shape(self, mean: NDArray[Any], operands: Operands) -> NDArray[np.int64]:
         shape = np.zeros(kernels.SHAPE, np.int64)

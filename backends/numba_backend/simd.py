@@ -488,6 +488,18 @@ def root(typingctx: Any, value: Any) -> Any:
 
 
 @intrinsic
+def take(typingctx: Any, taken: Any, index: Any, n: Any) -> Any:
+    """Add n to one of an array's int64, in one step for all threads, and return what it was; 0 of None."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        if sig.args[0] == types.none:
+            return i64(0)
+        return builder.atomic_rmw("add", _one(context, builder, sig.args[0], args[0], args[1]), args[2], "monotonic")
+
+    return types.intp(taken, types.intp, types.intp), codegen
+
+
+@intrinsic
 def fence(typingctx: Any) -> Any:
     """Make streamed stores visible to other threads."""
 

@@ -115,10 +115,10 @@ def _rows(problem: Problem, plan: RowsPlan, operands: Operands, mask: NDArray[An
         if chunks == 1 or 2 * nbytes < limits.PARALLEL_BYTES:
             kernel(f"{prefix}_serial", dtype)(*args)
         elif not limits.splitting(problem)(sets.number, chunks):
-            threads.launch(kernel(f"{prefix}_parallel", dtype), chunks, *args, chunks)
+            threads.launch(kernel(f"{prefix}_parallel", dtype), chunks, 1, *args)
         else:
             scratch = np.empty((-(-n // kernels.BLOCK), 5))
-            threads.launch(kernel(f"{prefix}_split", dtype), chunks, *args, chunks, scratch)
+            threads.launch(kernel(f"{prefix}_split", dtype), chunks, sets.number + 1, *args, scratch)
     sets.keep(operands, mean, var)
 
 

@@ -20,9 +20,12 @@ from typing import Any
 from weakref import WeakSet
 
 import numba
+import numpy as np
 from numba.core import config
 
 from normkit.threads import forked, get_num_threads
+
+from .kernels import LINE
 
 PARALLEL_LAYERS = ("tbb", "omp")
 TEAMS = 4
@@ -127,8 +130,12 @@ def available() -> int:
     return min(get_num_threads(), int(config.NUMBA_NUM_THREADS))
 
 
-def launch(kernel: Callable[..., None], n: int, *args: Any) -> None:
-    """Run a parallel kernel on n threads, and leave the caller's setting of Numba as it was."""
+def launch(kernel: Callable[..., None], n: int, sweeps: int, *args: Any) -> None:
+    """Run a parallel kernel on n threads, and leave the caller's setting of Numba as it was.
+
+    In each of its sweeps over the work, the threads write down how much of each share is taken: see `kernels.next_piece`.
+    """
+    args = *args, n, np.zeros(sweeps * n * LINE, np.int64)
     before = numba.get_num_threads()
     if before == n:
         kernel(*args)
