@@ -51,6 +51,11 @@ def folds_conversions() -> bool:
     return has("avx512fp16")
 
 
+def takes_apart() -> bool:
+    """Whether a register of float32 has to be taken apart to become float64: from memory AVX is twice as fast."""
+    return has("avx") and not has("avx512f")
+
+
 def like(v: Any, element: ir.Type, value: Any = None) -> Any:
     """A constant of that element type for v, or only the type if there is no value: a vector if v is one."""
     kind = ir.VectorType(element, v.type.count) if isinstance(v.type, ir.VectorType) else element
@@ -84,30 +89,38 @@ def narrowed(builder: Any, v: Any, memory: Any) -> Any:
 
 
 def _to_bfloat16(builder: Any, v: Any) -> Any:
-    if not isinstance(v.type, ir.VectorType) or not rounds_to_bfloat16():
-        return _rounded_to_bfloat16(builder, v)
-    # The instruction makes zeros of subnormals
-    flags = call(builder, "llvm.x86.avx512.fpclass.ps.512", like(v, i1), [v, i32(SUBNORMAL)])
-    subnormal = builder.icmp_unsigned("!=", builder.bitcast(flags, i16), i16(0))
-    with builder.if_else(subnormal, likely=False) as (some, none):
+    if not isinstance(v.type, ir.VectorType):
+        return _rounded_to_bfloat16(builder, v, quiet=True)
+    if rounds_to_bfloat16():  # by an instruction that makes zeros of subnormals
+        special = call(builder, "llvm.x86.avx512.fpclass.ps.512", like(v, i1), [v, i32(SUBNORMAL)])
+    else:
+        half = v.type.count // 2
+        low, high = (ir.Constant(ir.VectorType(i32, half), list(range(at, at + half))) for at in (0, half))
+        special = builder.fcmp_unordered("uno", builder.shuffle_vector(v, v, low), builder.shuffle_vector(v, v, high))
+    bits = builder.bitcast(special, ir.IntType(special.type.count))
+    with builder.if_else(builder.icmp_unsigned("!=", bits, bits.type(0)), likely=False) as (some, none):
         with some:
-            slow, slow_end = _rounded_to_bfloat16(builder, v), builder.block
+            slow, slow_end = _rounded_to_bfloat16(builder, v, quiet=True), builder.block
         with none:
-            fast = call(builder, "llvm.x86.avx512bf16.cvtneps2bf16.512", like(v, BFloat()), [v])
-            fast, fast_end = builder.bitcast(fast, like(v, i16)), builder.block
+            if rounds_to_bfloat16():
+                fast = call(builder, "llvm.x86.avx512bf16.cvtneps2bf16.512", like(v, BFloat()), [v])
+                fast = builder.bitcast(fast, like(v, i16))
+            else:
+                fast = _rounded_to_bfloat16(builder, v, quiet=False)
+            fast_end = builder.block
     result = builder.phi(like(v, i16))
     result.add_incoming(slow, slow_end)
     result.add_incoming(fast, fast_end)
     return result
 
 
-def _rounded_to_bfloat16(builder: Any, v: Any) -> Any:
+def _rounded_to_bfloat16(builder: Any, v: Any, quiet: bool) -> Any:
     bits = builder.bitcast(v, like(v, i32))
-    odd = builder.and_(builder.lshr(bits, like(v, i32, 16)), like(v, i32, 1))
+    odd = builder.lshr(builder.shl(bits, like(v, i32, 15)), like(v, i32, 31))
     rounded = builder.add(bits, builder.add(odd, like(v, i32, 0x7FFF)))
-    nan = builder.fcmp_unordered("uno", v, v)
-    bits = builder.select(nan, builder.or_(bits, like(v, i32, 1 << 22)), rounded)  # rounding could turn a NaN into Inf
-    return builder.trunc(builder.lshr(bits, like(v, i32, 16)), like(v, i16))
+    if quiet:  # rounding could turn a NaN into Inf
+        rounded = builder.select(builder.fcmp_unordered("uno", v, v), builder.or_(bits, like(v, i32, 1 << 22)), rounded)
+    return builder.trunc(builder.lshr(rounded, like(v, i32, 16)), like(v, i16))
 
 
 def _from_float16(builder: Any, v: Any) -> Any:
