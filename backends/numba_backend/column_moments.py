@@ -16,6 +16,7 @@ import numpy as np
 
 from .kernels import (
     inline,
+    lanes,
     merge,
     nearness,
     place,
@@ -71,7 +72,7 @@ FIELDS = 18
 @inline
 def add_up(
     x: Any, xi: int, mask: Any, mi: int, m_step: int, places: Any, c: int, k: int, rows: int, width: int, work: Any,
-    sums: int, shift: int, field: int, ahead: int,
+    sums: int, shift: int, shifted: bool, field: int, ahead: int,
 ) -> None:  # fmt: skip
     """Add rows k, k + 16, ... of x - shift, and their squares, to the sums of `width` columns; only where the mask is 1.
 
@@ -88,10 +89,10 @@ def add_up(
             s3, q3, count3 = sums_at(work, at + 3 * WIDTH, field)
             for i in range(rows):
                 xj, mj = xi + places[c, 0, k + i * WIDTH] + j, mi + places[c, 1, k + i * WIDTH] + j * m_step
-                s, q, count = added(x, xj, mask, mj, m_step, 0, work, center_at, s, q, count, ahead)
-                s1, q1, count1 = added(x, xj, mask, mj, m_step, WIDTH, work, center_at, s1, q1, count1, ahead)
-                s2, q2, count2 = added(x, xj, mask, mj, m_step, 2 * WIDTH, work, center_at, s2, q2, count2, ahead)
-                s3, q3, count3 = added(x, xj, mask, mj, m_step, 3 * WIDTH, work, center_at, s3, q3, count3, ahead)
+                s, q, count = added(x, xj, mask, mj, m_step, 0, work, center_at, s, q, count, shifted, ahead)
+                s1, q1, count1 = added(x, xj, mask, mj, m_step, WIDTH, work, center_at, s1, q1, count1, shifted, ahead)
+                s2, q2, count2 = added(x, xj, mask, mj, m_step, 2 * WIDTH, work, center_at, s2, q2, count2, shifted, ahead)
+                s3, q3, count3 = added(x, xj, mask, mj, m_step, 3 * WIDTH, work, center_at, s3, q3, count3, shifted, ahead)
             keep_sums(mask, work, at + WIDTH, field, s1, q1, count1)
             keep_sums(mask, work, at + 2 * WIDTH, field, s2, q2, count2)
             keep_sums(mask, work, at + 3 * WIDTH, field, s3, q3, count3)
@@ -99,7 +100,7 @@ def add_up(
         elif n >= WIDTH:
             for i in range(rows):
                 xj, mj = xi + places[c, 0, k + i * WIDTH] + j, mi + places[c, 1, k + i * WIDTH] + j * m_step
-                s, q, count = added(x, xj, mask, mj, m_step, 0, work, center_at, s, q, count, ahead)
+                s, q, count = added(x, xj, mask, mj, m_step, 0, work, center_at, s, q, count, shifted, ahead)
             n = WIDTH
         else:
             center, zero = load(work, center_at, np.float64), splat(0.0, np.float64)
@@ -130,11 +131,14 @@ def keep_sums(mask: Any, work: Any, at: int, field: int, s: Any, q: Any, count: 
 
 @inline
 def added(
-    x: Any, xj: int, mask: Any, mj: int, m_step: int, j: int, work: Any, shift: int, s: Any, q: Any, count: Any, ahead: int
-) -> Any:
+    x: Any, xj: int, mask: Any, mj: int, m_step: int, j: int, work: Any, shift: int, s: Any, q: Any, count: Any, shifted: bool,
+    ahead: int,
+) -> Any:  # fmt: skip
     """The sums with WIDTH elements more, those j further on."""
-    yes = flags(mask, mj + j * m_step, m_step)
-    d = choose(yes, load(x, xj + j, np.float64) - load(work, shift + j, np.float64), splat(0.0, np.float64))
+    yes, d = flags(mask, mj + j * m_step, m_step), load(x, xj + j, np.float64)
+    if shifted:
+        d = d - load(work, shift + j, np.float64)
+    d = choose(yes, d, splat(0.0, np.float64))
     prefetch(x, xj + j + ahead)
     return fma(d, splat(unity(x), np.float64), s), fma(d, d, q), tally(count, yes)
 
@@ -167,7 +171,7 @@ def first_elements(x: Any, xi: int, mask: Any, mi: int, shape: Any, k: int, n: i
         for i in range(k, k + n):
             yes = flags_first(mask, mi + place(i, shape, M_LENGTH) + j * m_step, m_step, some)
             fresh = unless(seen, yes)
-            first = choose(fresh, load_first(x, xi + place(i, shape, X_LENGTH) + j, some, np.float64), first)
+            first = choose(fresh, lanes(x, xi + place(i, shape, X_LENGTH) + j, some, np.float64), first)
             seen = tally(seen, fresh)
             if is_none(mask) or total(seen) == some:
                 break
@@ -223,7 +227,7 @@ def block_moments(
     first_elements(x, xi, mask, mi, shape, k, n, width, work, first)
     for j in range(0, width, WIDTH):
         store(work, shift + j, load(work, first + j, np.float64) if is_double(x) else splat(0.0, np.float64))
-    for _ in range(2):
+    for sweep in range(2):
         for j in range(0, width, WIDTH):
             store(work, w + B_SHIFT * field + j, load(work, shift + j, np.float64))
         repeat(work, shift, width, WIDTH if flat else 1)
@@ -247,7 +251,8 @@ def block_moments(
                     start, some, many, sums = p * (rows - rest), width * (rest if p else WIDTH), 1 if p else rows // WIDTH, w
                 else:
                     start, some, many, sums = p, width, (rows - p + WIDTH - 1) // WIDTH, w + p * pitch
-                add_up(x, xi, where, where_at, m_step, places, c, start, many, some, work, sums, shift, field, ahead)
+                shifted = is_double(x) or sweep > 0
+                add_up(x, xi, where, where_at, m_step, places, c, start, many, some, work, sums, shift, shifted, field, ahead)
         for f in range(shape[SUMS]):
             fold(work, w + f * field, pitch, phases)
         again = False

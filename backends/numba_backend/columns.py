@@ -14,6 +14,7 @@ from normkit.problem import Operands, Problem
 from . import column_moments as cm
 from . import layouts, limits, threads
 from .compiling import MAX_NDIM, kernel
+from .conversions import has
 from .guard import recognizer
 from .kernels import BLOCK
 from .layouts import ColumnsPlan, Quad, flat
@@ -24,7 +25,9 @@ TILE_BYTES = 1 << 10  # a tile is at most so wide: memory is fast in long stretc
 TILE_LEAST = 1 << 8  # bytes, below which a tile is not narrowed for the sake of more threads
 FLAT_LEAST = 256  # elements of a column, for which it pays to repeat what is known of it for each of 16 rows
 FLAT_WIDTH = 512  # elements that are applied to as one row where lanes are few: 16 rows or more
-SPAN_BYTES = 1 << 17  # rows of a tile that are summed at once: they stay in L2, while the next ones are fetched
+# Rows of a tile that are summed at once: they stay in L2, while the next ones are fetched. Where a vector of each row is summed
+# before the next vectors, what is left of its last line must stay in L1 until then: so there are half as many rows.
+SPAN_BYTES = 1 << 17 if has("avx512f") else 1 << 16
 
 
 def run(problem: Problem, plan: ColumnsPlan, operands: Operands, mask: NDArray[Any] | None) -> None:
