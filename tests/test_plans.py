@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from normkit.backends.numba_backend import limits
 
 import normkit as nk
 from normkit.plans import forget, latest, plans
@@ -262,3 +263,57 @@ def test_channels_last_is_looked_at_each_time():
     for other in (np.asfortranarray(x), x[:, ::2], x[::-1], x.swapaxes(0, 1), x.astype(">f4")):
         got, right = (nk.instance_norm(other, channel_axis=-1, backend=name) for name in ("numba", "numpy"))
         np.testing.assert_allclose(got, right, rtol=1e-5, atol=1e-5)
+
+
+VIEWS = {
+    "every second row": lambda a: a[::2],
+    "backwards": lambda a: a[::-1],
+    "part of each row": lambda a: a[..., 2:],
+    "turned channels": lambda a: a[:, ::-1],
+    "part of the channels": lambda a: a[:, 1:],
+    "one row again and again": lambda a: np.broadcast_to(a[:1], a.shape),
+}
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("shape", [(6, 4, 40), (5, 3, 9), (9, 2, 5000)])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_rows_with_gaps_are_planned_too(view, shape, dtype, monkeypatch):
+    """Of a plan, the bits are those of the first call and of contiguous rows, on one thread or two, streamed or not."""
+    rng = np.random.default_rng(0)
+    x, y = (VIEWS[view](rng.normal(m, 2, shape).astype(dtype)) for m in (1, -3))
+
+    def channels(weight, bias, x=x):
+        return nk.instance_norm(x, weight=weight, bias=bias, backend="numba")
+
+    def last(weight, bias, x=x):
+        return nk.layer_norm(x, x.shape[-1], weight, bias, backend="numba")
+
+    for normalized, size in ((channels, x.shape[1]), (last, x.shape[-1])):
+        weight, bias = rng.standard_normal((2, size)).astype(dtype)
+        for pair in ((weight, bias), (weight.astype(np.float64), None), (None, np.repeat(bias, 2)[::2]), (None, None)):
+            forget()
+            expected = normalized(*pair), normalized(*pair, y)
+            assert expected[0].tobytes() == normalized(*pair, x.copy()).tobytes()
+            normalized(*pair)  # the plan of the copies was the latest
+            with monkeypatch.context() as patched:
+                patched.setattr("normkit.functional.execute", None)  # all that a plan does not answer ends up there
+                for a, right in ((x, expected[0]), (y, expected[1])):
+                    assert normalized(*pair, a).tobytes() == right.tobytes()
+            with monkeypatch.context() as patched:
+                patched.setattr(limits, "STREAM_BYTES", 0)
+                patched.setattr(limits, "PARALLEL_BYTES", 0)
+                forget()
+                for _ in range(2):
+                    assert normalized(*pair).tobytes() == expected[0].tobytes()
+
+
+def test_an_out_that_begins_where_rows_with_gaps_begin():
+    whole = np.random.default_rng(0).standard_normal((8, 16)).astype(np.float32)
+    expected = nk.layer_norm(whole[::2].copy(), backend="numba")
+    for _ in range(2):
+        nk.layer_norm(whole[::2], backend="numba")
+        again = whole.copy()
+        np.testing.assert_array_equal(nk.layer_norm(again[::2], out=again[:4], backend="numba"), expected)
+        again = whole.copy()
+        np.testing.assert_array_equal(nk.layer_norm(again[::2], out=again[::2], backend="numba"), expected)

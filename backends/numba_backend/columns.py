@@ -8,17 +8,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from normkit import pool
 from normkit.problem import Operands, Problem
 
 from . import column_moments as cm
 from . import layouts, limits, threads
 from .compiling import MAX_NDIM, kernel
 from .conversions import has
-from .guard import recognizer
+from .guard import repeating
 from .kernels import BLOCK
 from .layouts import ColumnsPlan, Quad, flat
-from .sets import UNUSED, Sets, converted
+from .sets import UNUSED, Sets
 from .simd import WIDTH
 
 TILE_BYTES = 1 << 10  # a tile is at most so wide: memory is fast in long stretches, and a block of a tile should stay in cache
@@ -51,27 +50,14 @@ def replay(problem: Problem, operands: Operands, given_out: NDArray[Any] | None)
     given = [p for p in (operands.weight, operands.bias) if p is not None]
     if given and not sets.as_given(plan.lanes):
         return None
-    convert = any(p.dtype != sets.parameter or not p.flags.c_contiguous for p in given)
     size = max((p.size for p in given), default=1)
-    ones, zeros = np.ones(size, sets.parameter), np.zeros(size, sets.parameter)
-    shape = _shape(plan, sets, ones, operands, threads.available())
+    shape = _shape(plan, sets, np.ones(size), operands, threads.available())
     shape[cm.W_OUTER], shape[cm.W_LANE] = 0, bool(given) and not sets.apart
-    alike, known, kinds = recognizer(x, operands.weight, operands.bias, given_out)
-    empty = np.empty if x.nbytes < pool.SMALLEST else pool.empty
-    sizes, dtype = x.shape, x.dtype
 
-    def again(x: Any, weight: Any, bias: Any, out: Any, kinds: Any = kinds) -> Any:
-        if not alike(x, weight, bias, out, known):
-            return None
-        weight, bias = ones if weight is None else weight, zeros if bias is None else bias
-        if convert:
-            weight, bias = converted(weight, sets.parameter), converted(bias, sets.parameter)
-        if out is None:
-            out = empty(sizes, dtype)
+    def run(x: Any, out: Any, weight: Any, bias: Any) -> None:
         _launch(problem, plan, shape, x, out, None, weight, bias, UNUSED, UNUSED)
-        return out
 
-    return again
+    return repeating(operands, given_out, sets.parameter, size, run)
 
 
 def _launch(

@@ -12,10 +12,15 @@ from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
+
+from normkit import pool
+from normkit.problem import Operands
 
 from .compiling import kernel
 from .guard_kernels import MOST_AXES
 from .objects import readable
+from .sets import converted
 
 
 class Kind(NamedTuple):
@@ -41,6 +46,34 @@ def recognizer(x: Any, weight: Any, bias: Any, out: Any) -> tuple[Callable[..., 
     if not readable() or any(len(k.shape) > MOST_AXES for k in kinds):
         return _alike, kinds, kinds
     return kernel("alike", np.dtype(np.float32)), np.array([_words(k) for k in kinds], np.int64), kinds
+
+
+def repeating(
+    operands: Operands, given_out: NDArray[Any] | None, parameter: np.dtype[Any], size: int, run: Callable[..., None]
+) -> Callable[..., Any]:
+    """`again(x, weight, bias, out)`: run(x, out, weight, bias) where the arrays are of the kinds of these, else None.
+
+    Weight and bias are handed over contiguous and of dtype `parameter`; ones and zeros, `size` of them, where there are none.
+    """
+    x, given = operands.x, [p for p in (operands.weight, operands.bias) if p is not None]
+    convert = any(p.dtype != parameter or not p.flags.c_contiguous for p in given)
+    ones, zeros = np.ones(size, parameter), np.zeros(size, parameter)
+    alike, known, kinds = recognizer(x, operands.weight, operands.bias, given_out)
+    empty = np.empty if x.nbytes < pool.SMALLEST else pool.empty
+    sizes, dtype = x.shape, x.dtype
+
+    def again(x: Any, weight: Any, bias: Any, out: Any, kinds: Any = kinds) -> Any:
+        if not alike(x, weight, bias, out, known):
+            return None
+        weight, bias = ones if weight is None else weight, zeros if bias is None else bias
+        if convert:
+            weight, bias = converted(weight, parameter), converted(bias, parameter)
+        if out is None:
+            out = empty(sizes, dtype)
+        run(x, out, weight, bias)
+        return out
+
+    return again
 
 
 def _words(k: Kind) -> list[int]:

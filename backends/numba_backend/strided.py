@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from math import prod
 from typing import Any
@@ -12,9 +13,10 @@ from numpy.typing import NDArray
 from normkit.problem import Operands, Problem
 
 from . import columns, kernels, layouts, limits, threads, tiles
-from .compiling import kernel
+from .compiling import MAX_NDIM, kernel
+from .guard import repeating
 from .layouts import ColumnsPlan, RowsPlan, flat
-from .sets import Sets, rows_shape
+from .sets import UNUSED, Sets, rows_shape
 
 MASK_BYTES = 1 << 20  # no more of a mask is copied at once
 PART_BYTES = 1 << 18  # a part of a call is at least so large: some ten times what a call costs
@@ -91,35 +93,68 @@ def planned(problem: Problem, out: NDArray[Any], mask: NDArray[Any] | None) -> R
     return layouts.of(problem, out.strides, None if mask is None else mask.strides)
 
 
+def replay(problem: Problem, operands: Operands, given_out: NDArray[Any] | None) -> Callable[..., Any] | None:
+    """What repeats a run on rows with gaps, without mask and statistics, see `normkit.plans`; None of anything else.
+
+    With `out` given, whether x and it overlap takes more than a look at where they begin.
+    """
+    x, out = operands.x, operands.out
+    plan = None if given_out is not None or x.size == 0 or x.ndim > MAX_NDIM else planned(problem, out, None)
+    if not isinstance(plan, RowsPlan) or not out.flags.c_contiguous:
+        return None
+    sets, given = Sets(problem, plan.order), [p for p in (operands.weight, operands.bias) if p is not None]
+    size = prod(problem.affine_shape) if given else 1
+    if given and not sets.as_given(size):
+        return None
+    shape = _shape(problem, plan, sets, size, operands)
+
+    def run(x: Any, out: Any, weight: Any, bias: Any) -> None:
+        _launch(problem, shape, x, out, None, weight, bias, UNUSED, UNUSED)
+
+    return repeating(operands, None, sets.parameter, size, run)
+
+
 def _rows(problem: Problem, plan: RowsPlan, operands: Operands, mask: NDArray[Any] | None) -> None:
     sets = Sets(problem, plan.order)
     mean, var = sets.statistics(operands)
     weight, bias = sets.parameters(operands)
-    n = problem.count
-    nbytes = sets.number * n * problem.dtype.itemsize
+    shape = _shape(problem, plan, sets, weight.size, operands)
+    _launch(problem, shape, operands.x, operands.out, mask, weight, bias, mean, var)
+    sets.keep(operands, mean, var)
+
+
+def _shape(problem: Problem, plan: RowsPlan, sets: Sets, weights: int, operands: Operands) -> NDArray[np.int64]:
+    """What the kernels are told."""
     shape = rows_shape(sets, sets.number, operands)
-    shape[kernels.PERIOD] = 1 if sets.apart else weight.size
-    shape[kernels.STREAMED] = nbytes >= limits.STREAM_BYTES
+    shape[kernels.PERIOD] = 1 if sets.apart else weights
+    shape[kernels.STREAMED] = sets.number * problem.count * problem.dtype.itemsize >= limits.STREAM_BYTES
     shape[kernels.GROUP] = (
-        0 if mask is not None else limits.rows_at_once(problem, *shape[[kernels.RUNS, kernels.INNER]].tolist())
+        0 if operands.mask is not None else limits.rows_at_once(problem, *shape[[kernels.RUNS, kernels.INNER]].tolist())
     )
     if shape[kernels.STREAMED]:
-        shape[kernels.AHEAD] = limits.fetched_ahead(n, plan.x[2], int(shape[kernels.GROUP]), problem.dtype.itemsize)
+        ahead = limits.fetched_ahead(problem.count, plan.x[2], int(shape[kernels.GROUP]), problem.dtype.itemsize)
+        shape[kernels.AHEAD] = ahead
     for at, quad in ((kernels.X_ROWS, plan.x), (kernels.OUT_ROWS, plan.out), (kernels.M_ROWS, plan.mask)):
         shape[at : at + 4] = quad
     shape[kernels.M_STEP] = plan.mask_step
-    flags = None if mask is None else flat(mask)
-    args = (flat(operands.x), flat(operands.out), flags, weight, bias, mean, var, shape, problem.eps)
-    prefix, dtype = "rows" if mask is None else "masked_rows", problem.dtype
+    return shape
+
+
+def _launch(
+    problem: Problem, shape: NDArray[np.int64], x: NDArray[Any], out: NDArray[Any], mask: NDArray[Any] | None,
+    weight: NDArray[Any], bias: NDArray[Any], mean: NDArray[Any], var: NDArray[Any],
+) -> None:  # fmt: skip
+    """Choose a kernel, and run it. `shape` is as `_shape` makes it."""
+    args = (flat(x), flat(out), None if mask is None else flat(mask), weight, bias, mean, var, shape, problem.eps)
+    prefix, dtype, rows = "rows" if mask is None else "masked_rows", problem.dtype, int(shape[kernels.ROWS])
     with threads.sharing as chunks:
-        if chunks == 1 or 2 * nbytes < limits.PARALLEL_BYTES:
+        if chunks == 1 or 2 * rows * problem.count * dtype.itemsize < limits.PARALLEL_BYTES:
             kernel(f"{prefix}_serial", dtype)(*args)
-        elif not limits.splitting(problem)(sets.number, chunks):
+        elif not limits.splitting(problem)(rows, chunks):
             threads.launch(kernel(f"{prefix}_parallel", dtype), chunks, 1, *args)
         else:
-            scratch = np.empty((-(-n // kernels.BLOCK), 5))
-            threads.launch(kernel(f"{prefix}_split", dtype), chunks, sets.number + 1, *args, scratch)
-    sets.keep(operands, mean, var)
+            scratch = np.empty((-(-problem.count // kernels.BLOCK), 5))
+            threads.launch(kernel(f"{prefix}_split", dtype), chunks, rows + 1, *args, scratch)
 
 
 def describe(problem: Problem) -> str:
