@@ -208,13 +208,14 @@ def placed(shape, place, dtype=np.float32):
     return memory[start : start + size].view(dtype).reshape(shape)
 
 
+@numba.njit
+def piece(n, taken, sweep, c, chunks):
+    return kernels.next_piece(n, taken, sweep, c, chunks)
+
+
 @pytest.mark.parametrize("n", [0, 1, 5, 64, 1000])
 @pytest.mark.parametrize("chunks", [1, 2, 3, 8])
 def test_threads_help_each_other_and_do_each_thing_once(n, chunks):
-    @numba.njit
-    def piece(n, taken, sweep, c, chunks):
-        return kernels.next_piece(n, taken, sweep, c, chunks)
-
     taken, rng = np.zeros(2 * chunks * kernels.LINE, np.int64), np.random.default_rng(n)
     for sweep in range(2):
         done = []
@@ -230,9 +231,5 @@ def test_threads_help_each_other_and_do_each_thing_once(n, chunks):
 
 
 def test_a_thread_begins_with_its_own_share():
-    @numba.njit
-    def piece(n, taken, c, chunks):
-        return kernels.next_piece(n, taken, 0, c, chunks)
-
     taken = np.zeros(4 * kernels.LINE, np.int64)
-    assert [piece(6400, taken, c, 4) for c in (2, 0, 3, 2)] == [(3200, 3300), (0, 100), (4800, 4900), (3300, 3400)]
+    assert [piece(6400, taken, 0, c, 4) for c in (2, 0, 3, 2)] == [(3200, 3300), (0, 100), (4800, 4900), (3300, 3400)]
