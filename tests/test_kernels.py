@@ -8,7 +8,7 @@ import pytest
 
 numba = pytest.importorskip("numba")
 
-from normkit.backends.numba_backend import compiling, kernels, limits, row_kernels  # noqa: E402
+from normkit.backends.numba_backend import compiling, limits, row_kernels, shares  # noqa: E402
 
 import normkit as nk  # noqa: E402
 
@@ -210,13 +210,13 @@ def placed(shape, place, dtype=np.float32):
 
 @numba.njit
 def piece(n, taken, sweep, c, chunks):
-    return kernels.next_piece(n, taken, sweep, c, chunks)
+    return shares.next_piece(n, taken, sweep, c, chunks)
 
 
 @pytest.mark.parametrize("n", [0, 1, 5, 64, 1000])
 @pytest.mark.parametrize("chunks", [1, 2, 3, 8])
 def test_threads_help_each_other_and_do_each_thing_once(n, chunks):
-    taken, rng = np.zeros(2 * chunks * kernels.LINE, np.int64), np.random.default_rng(n)
+    taken, rng = np.zeros(2 * chunks * shares.LINE, np.int64), np.random.default_rng(n)
     for sweep in range(2):
         done = []
         awake = set(rng.choice(chunks, max(1, chunks // 2), replace=False).tolist())  # the others never start
@@ -231,5 +231,5 @@ def test_threads_help_each_other_and_do_each_thing_once(n, chunks):
 
 
 def test_a_thread_begins_with_its_own_share():
-    taken = np.zeros(4 * kernels.LINE, np.int64)
+    taken = np.zeros(4 * shares.LINE, np.int64)
     assert [piece(6400, taken, 0, c, 4) for c in (2, 0, 3, 2)] == [(3200, 3300), (0, 100), (4800, 4900), (3300, 3400)]

@@ -53,10 +53,10 @@ from .kernels import (
     factors_of,
     inline,
     lanes,
-    next_piece,
     place,
     too_close,
 )
+from .shares import next_piece
 from .simd import (
     WIDTH,
     any_of,

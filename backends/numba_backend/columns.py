@@ -34,7 +34,7 @@ def run(problem: Problem, plan: ColumnsPlan, operands: Operands, mask: NDArray[A
     sets = Sets(problem, plan.order)
     mean, var = sets.statistics(operands)
     weight, bias = sets.parameters(operands)
-    shape = _shape(plan, sets, weight, operands, threads.available())
+    shape = _shape(plan, sets, weight.size, operands, threads.available())
     _launch(problem, plan, shape, operands.x, operands.out, mask, weight, bias, mean, var)
     sets.keep(operands, mean, var)
 
@@ -51,7 +51,7 @@ def replay(problem: Problem, operands: Operands, given_out: NDArray[Any] | None)
     if given and not sets.as_given(plan.lanes):
         return None
     size = max((p.size for p in given), default=1)
-    shape = _shape(plan, sets, np.ones(size), operands, threads.available())
+    shape = _shape(plan, sets, size, operands, threads.available())
     shape[cm.W_OUTER], shape[cm.W_LANE] = 0, bool(given) and not sets.apart
 
     def run(x: Any, out: Any, weight: Any, bias: Any) -> None:
@@ -92,7 +92,7 @@ def _launch(
             threads.launch(kernel(f"{prefix}columns_split", dtype), chunks, 2, *args, scratch)
 
 
-def _shape(plan: ColumnsPlan, sets: Sets, weight: NDArray[Any], operands: Operands, chunks: int) -> NDArray[np.int64]:
+def _shape(plan: ColumnsPlan, sets: Sets, weights: int, operands: Operands, chunks: int) -> NDArray[np.int64]:
     """What the kernels are told."""
     size, lanes = operands.x.itemsize, plan.lanes
     flat_rows = (
@@ -115,7 +115,7 @@ def _shape(plan: ColumnsPlan, sets: Sets, weight: NDArray[Any], operands: Operan
     shape[cm.SPAN] = max(WIDTH, min(cm.MAX_SPAN, SPAN_BYTES // (tile * size) // WIDTH * WIDTH))
     shape[cm.FIELD] = max(WIDTH, int(shape[cm.FLAT])) * tile + WIDTH
     shape[cm.GIVEN], shape[cm.WANTED], shape[cm.PER_K] = sets.given, operands.mean is not None, sets.apart
-    shape[cm.W_OUTER], shape[cm.W_LANE] = (lanes, 1) if weight.size == sets.number else (0, 0)
+    shape[cm.W_OUTER], shape[cm.W_LANE] = (lanes, 1) if weights == sets.number else (0, 0)
     shape[cm.M_STEP], shape[cm.SUMS] = plan.mask_step, 2 if operands.mask is None else 3
     shape[cm.M_FLAT] = plan.mask_step == 1 and _ends_meet(plan.mask[1], lanes)
     for at, quad in zip(range(cm.X_OUTER, cm.SHAPE, 4), (*plan.x, *plan.out, *plan.mask), strict=True):

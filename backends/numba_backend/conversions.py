@@ -88,10 +88,35 @@ def narrowed(builder: Any, v: Any, memory: Any) -> Any:
     return v if v.type == like(v, to) else builder.fpext(v, like(v, to))
 
 
+def copy_first(builder: Any, source: Any, target: Any, count: Any, element: ir.Type) -> None:
+    """Copy `count` < 16 elements, as pieces of 8, 4, 2 and 1."""
+    at, (source, target) = i64(0), [builder.bitcast(pointer, element.as_pointer()) for pointer in (source, target)]
+    for n in (8, 4, 2, 1):
+        some = builder.and_(count, i64(n))
+        with builder.if_then(builder.icmp_unsigned("!=", some, i64(0))):
+            kind = ir.VectorType(element, n).as_pointer()
+            part = builder.load(builder.bitcast(builder.gep(source, [at]), kind), align=1)
+            builder.store(part, builder.bitcast(builder.gep(target, [at]), kind), align=1)
+        at = builder.add(at, some)
+
+
+def by_way_of_memory(builder: Any, parts: list[Any]) -> list[Any]:
+    """The same vectors, written and read again; LLVM is not to know that they are what is in registers."""
+    with builder.goto_entry_block():
+        place = builder.alloca(ir.ArrayType(parts[0].type, len(parts)))
+    place.align = 64
+    places = [builder.gep(place, [i32(0), i32(i)]) for i in range(len(parts))]
+    for part, at in zip(parts, places, strict=True):
+        builder.store(part, at, align=32)
+    builder.asm(ir.FunctionType(ir.VoidType(), [place.type]), "", "r,~{memory}", [place], True)
+    return [builder.load(at, align=32) for at in places]
+
+
 def _to_bfloat16(builder: Any, v: Any) -> Any:
     if not isinstance(v.type, ir.VectorType):
         return _rounded_to_bfloat16(builder, v, quiet=True)
-    if rounds_to_bfloat16():  # by an instruction that makes zeros of subnormals
+    by_instruction = rounds_to_bfloat16()
+    if by_instruction:  # which makes zeros of subnormals
         special = call(builder, "llvm.x86.avx512.fpclass.ps.512", like(v, i1), [v, i32(SUBNORMAL)])
     else:
         half = v.type.count // 2
@@ -102,7 +127,7 @@ def _to_bfloat16(builder: Any, v: Any) -> Any:
         with some:
             slow, slow_end = _rounded_to_bfloat16(builder, v, quiet=True), builder.block
         with none:
-            if rounds_to_bfloat16():
+            if by_instruction:
                 fast = call(builder, "llvm.x86.avx512bf16.cvtneps2bf16.512", like(v, BFloat()), [v])
                 fast = builder.bitcast(fast, like(v, i16))
             else:

@@ -1,4 +1,4 @@
-"""Recognizes a call like an earlier one: whether its arrays are of the kinds that a plan was made for.
+"""Recognizes a call like an earlier one, and repeats it: whether its arrays are of the kinds that a plan was made for.
 
 A kind is a type, dtype, sizes and strides. To look these up takes Python longer than a small call should last, so compiled
 code reads them where NumPy's C API has them, once a look at an array has shown that they are there. Elsewhere, as without the

@@ -35,15 +35,12 @@ from .simd import (
     store,
     store_first,
     stream,
-    take,
     total,
     unity,
 )
 
 # To a term of it: at most so much of its digits is left where float32 is not exact enough to round to within one unit
 CLOSE_TO_FLOAT16, CLOSE_TO_BFLOAT16 = 2.0**-10, 2.0**-13
-PIECES = 16  # in which a thread's share of the work is taken
-LINE = 8  # int64 of a cache line
 BLOCK = 4096  # elements whose moments are taken at once: they stay in L1, and any kernel can start at any block
 
 PAYS = 4  # rows for each of weight and bias
@@ -381,22 +378,3 @@ def place(r: int, shape: Any, layout: int) -> int:
     """Index of the first element of row r. Rows lie a step apart from a start on, in bundles that lie a leap apart."""
     bundle, leap, step, start = shape[layout], shape[layout + 1], shape[layout + 2], shape[layout + 3]
     return start + (r * step if bundle == 0 else (r // bundle) * leap + (r % bundle) * step)
-
-
-@inline
-def next_piece(n: int, taken: Any, sweep: int, c: int, chunks: int) -> Any:
-    """(start, stop) of what thread c does next of n things: more of its own share, then of those of others; (n, n) of nothing.
-
-    `taken` has, for each sweep and share, how much of it is taken, on a cache line of its own; 0 at first. A thread that starts
-    late, or has half a core, is helped: else all would be as slow as the slowest. It begins where it began the last time, as
-    that may still be in its cache.
-    """
-    for i in range(c, c + chunks):
-        one_by_one()
-        share = i - chunks if i >= chunks else i
-        first, last = n * share // chunks, n * (share + 1) // chunks
-        many = max((last - first) // PIECES, 1)
-        start = first + take(taken, (sweep * chunks + share) * LINE, many)
-        if start < last:
-            return start, min(start + many, last)
-    return n, n

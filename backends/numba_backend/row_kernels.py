@@ -31,11 +31,11 @@ from .kernels import (
     finished,
     inline,
     merged,
-    next_piece,
     note,
     place,
 )
 from .masks import is_none
+from .shares import next_piece
 from .simd import (
     WIDTH,
     element,

@@ -59,6 +59,7 @@ class RowsCall:
         size, dtype, shape, eps = x.shape, x.dtype, self._shape(UNUSED, operands), self.problem.eps
         ones, zeros = self._parameter(None, 1), self._parameter(None, 0)
 
+        # As `guard.repeating` has it, with one call of Python less: a small call is little else
         def again(x: Any, weight: Any, bias: Any, out: Any, kinds: Any = kinds) -> Any:
             if not alike(x, weight, bias, out, known):
                 return None

@@ -24,7 +24,9 @@ from numba.np.arrayobj import populate_array
 
 from .conversions import (
     ELEMENTS,
+    by_way_of_memory,
     call,
+    copy_first,
     f32,
     f64,
     folds_conversions,
@@ -128,30 +130,6 @@ def _bytes(element: ir.Type) -> int:
     return 8 if element == f64 else 4 if element == f32 else 2
 
 
-def _copy_first(builder: Any, source: Any, target: Any, count: Any, element: ir.Type) -> None:
-    """Copy `count` < WIDTH elements, as pieces of 8, 4, 2 and 1."""
-    at, (source, target) = i64(0), [builder.bitcast(pointer, element.as_pointer()) for pointer in (source, target)]
-    for n in (8, 4, 2, 1):
-        some = builder.and_(count, i64(n))
-        with builder.if_then(builder.icmp_unsigned("!=", some, i64(0))):
-            kind = ir.VectorType(element, n).as_pointer()
-            part = builder.load(builder.bitcast(builder.gep(source, [at]), kind), align=1)
-            builder.store(part, builder.bitcast(builder.gep(target, [at]), kind), align=1)
-        at = builder.add(at, some)
-
-
-def _by_way_of_memory(builder: Any, parts: list[Any]) -> list[Any]:
-    """The same vectors, written and read again; LLVM is not to know that they are what is in registers."""
-    with builder.goto_entry_block():
-        place = builder.alloca(ir.ArrayType(parts[0].type, len(parts)))
-    place.align = 64
-    places = [builder.gep(place, [i32(0), i32(i)]) for i in range(len(parts))]
-    for part, at in zip(parts, places, strict=True):
-        builder.store(part, at, align=32)
-    builder.asm(ir.FunctionType(ir.VoidType(), [place.type]), "", "r,~{memory}", [place], True)
-    return [builder.load(at, align=32) for at in places]
-
-
 @intrinsic
 def load(typingctx: Any, array: Any, index: Any, compute: Any) -> Any:
     """WIDTH elements of a contiguous array from `index` on, as lanes of the float type `compute`."""
@@ -166,7 +144,7 @@ def load(typingctx: Any, array: Any, index: Any, compute: Any) -> Any:
         parts = [builder.load(builder.gep(eight, [i64(at)]), align=1) for at in (0, 1)]
         parts = [widened(builder, part, sig.args[0], f32) for part in parts]
         if takes_apart():
-            parts = _by_way_of_memory(builder, parts)
+            parts = by_way_of_memory(builder, parts)
         parts = [builder.fpext(part, like(part, f64)) for part in parts]
         return builder.shuffle_vector(*parts, ir.Constant(_vector(i32), list(range(WIDTH))))
 
@@ -183,7 +161,7 @@ def load_first(typingctx: Any, array: Any, index: Any, count: Any, compute: Any)
         zero = ir.Constant(v, None)
         if element == i16 and not has("avx512bw"):  # there is no masked load of halves, which would be 16 branches
             place = cgutils.alloca_once_value(builder, zero)
-            _copy_first(builder, pointer, place, args[2], element)
+            copy_first(builder, pointer, place, args[2], element)
             v = builder.load(place)
         else:
             arguments = [pointer, i32(1), _first(builder, args[2]), zero]
@@ -227,7 +205,7 @@ def store_first(typingctx: Any, array: Any, index: Any, count: Any, lanes: Any) 
         v = narrowed(builder, args[3], sig.args[0])
         place = cgutils.alloca_once_value(builder, v)
         builder.store(v, place)
-        _copy_first(builder, place, pointer, args[2], element)  # not a masked store, after which these CPUs wait for the line
+        copy_first(builder, place, pointer, args[2], element)  # not a masked store, after which these CPUs wait for the line
         return context.get_dummy_value()
 
     return types.void(array, types.intp, types.intp, lanes), codegen

@@ -25,7 +25,7 @@ from numba.core import config
 
 from normkit.threads import forked, get_num_threads
 
-from .kernels import LINE
+from .shares import LINE
 
 PARALLEL_LAYERS = ("tbb", "omp")
 TEAMS = 4
@@ -133,7 +133,7 @@ def available() -> int:
 def launch(kernel: Callable[..., None], n: int, sweeps: int, *args: Any) -> None:
     """Run a parallel kernel on n threads, and leave the caller's setting of Numba as it was.
 
-    In each of its sweeps over the work, the threads write down how much of each share is taken: see `kernels.next_piece`.
+    In each of its sweeps over the work, the threads write down how much of each share is taken: see `shares.next_piece`.
     """
     args = *args, n, np.zeros(sweeps * n * LINE, np.int64)
     before = numba.get_num_threads()
