@@ -2,6 +2,7 @@
 
 import atexit
 import dataclasses
+import importlib.util
 import os
 import shutil
 import signal
@@ -22,9 +23,32 @@ hypothesis.settings.register_profile("normkit", max_examples=25, deadline=None, 
 hypothesis.settings.load_profile("normkit")
 
 # Kernels are compiled once a run, for this process, its workers and all that they start; never into the user's own cache.
-if "NORMKIT_CACHE_DIR" not in os.environ:
+OUTERMOST = "NORMKIT_CACHE_DIR" not in os.environ
+if OUTERMOST:
     os.environ["NORMKIT_CACHE_DIR"] = tempfile.mkdtemp(prefix="normkit-tests-")
     atexit.register(shutil.rmtree, os.environ["NORMKIT_CACHE_DIR"], ignore_errors=True)
+
+# To compile is half of a whole run, and keeps one core busy. Another one begins with what the tests come to later.
+AHEAD = """
+import sys
+import numpy as np
+import normkit.backends.numba_backend.compiling as compiling
+if "bfloat16" in sys.argv:
+    import ml_dtypes
+for name in ("columns", "masked_rows", "masked_columns"):
+    for dtype in sys.argv[1:]:
+        for how in ("serial", "parallel", "split"):
+            compiling.kernel(f"{name}_{how}", np.dtype(dtype))
+"""
+
+
+def pytest_collection_finish(session):
+    if OUTERMOST and len(session.items) > 1000 and (os.cpu_count() or 1) > 1 and "NUMBA_DISABLE_JIT" not in os.environ:
+        dtypes = ["float32", "float64", "float16", *["bfloat16"] * (importlib.util.find_spec("ml_dtypes") is not None)]
+        ahead = subprocess.Popen([sys.executable, "-c", AHEAD, *dtypes], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        atexit.register(ahead.wait)
+        atexit.register(ahead.kill)  # first, as what is registered last
+
 
 # In the background a shell has SIGINT ignored, and children inherit that: Ctrl-C could not be tested.
 signal.signal(signal.SIGINT, signal.default_int_handler)
