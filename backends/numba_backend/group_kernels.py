@@ -30,10 +30,10 @@ from .simd import (
     address,
     any_of,
     cast,
+    crosswise,
     element,
     fma,
     has_stage,
-    interleaved,
     is_double,
     itemsize,
     load,
@@ -42,6 +42,7 @@ from .simd import (
     pick,
     prefetch,
     put,
+    put_quarter,
     roots,
     splat,
     stage,
@@ -51,54 +52,43 @@ from .simd import (
     total,
 )
 
-# Fields of `work`, each of WIDTH numbers, one for each row of a group; those from S and Q on are lanes of two rows each
-HALF = WIDTH // 2
+# Fields of `work`, each of WIDTH numbers, one for each row of a group; those from S and Q on hold 4 of each row, see `totals`
 ORIGIN, SHIFT, MEAN, VAR, SCALE, OFFSET = range(0, 6 * WIDTH, WIDTH)
-S, Q, WORK = 6 * WIDTH, (6 + HALF) * WIDTH, (6 + WIDTH) * WIDTH
+S, Q, WORK = 6 * WIDTH, 10 * WIDTH, 14 * WIDTH
 LEAST = 4  # rows for which it pays to be a group
 
 
 @inline
+def keep_sums(work: Any, at: int, i: int, sums: Any) -> None:
+    """Write down, for `totals`, what is left of the sums of row i when halves of lanes are added onto halves down to 4."""
+    put_quarter(work, at + i % 4 * WIDTH + i // 4 * 4, sums)
+
+
+@inline
 def totals(work: Any, at: int) -> Any:
-    """The `total` of each of WIDTH lanes, which lie `interleaved` in pairs, as lanes."""
-    half = HALF // 2
-    while half > 0:
-        for i in range(half):
-            one_by_one()
-            a, b = load(work, at + i * WIDTH, np.float64), load(work, at + (i + half) * WIDTH, np.float64)
-            store(work, at + i * WIDTH, interleaved(a, b))
-        half //= 2
-    return load(work, at, np.float64)
+    """The `total` of the sums of each row, one in each lane: four rows have their 4 lie side by side in each of four fields."""
+    a, b = load(work, at, np.float64), load(work, at + WIDTH, np.float64)
+    return crosswise(a, b, load(work, at + 2 * WIDTH, np.float64), load(work, at + 3 * WIDTH, np.float64))
 
 
 @inline
 def group_deviations(x: Any, shape: Any, r: int, rows: int, shifted: bool, work: Any, ahead: int) -> Any:
     """`deviations` of a few rows from r on, one in each lane, from their shifts in `work`."""
-    n, zero = shape[RUNS] * shape[INNER], splat(0.0, np.float64)
-    for i in range(min(rows, HALF)):
+    n = shape[RUNS] * shape[INNER]
+    for i in range(rows):
         one_by_one()
-        s, q = row_sums(x, shape, r, i, n, shifted, work, ahead)
-        s1, q1 = zero, zero
-        if i + HALF < rows:
-            s1, q1 = row_sums(x, shape, r, i + HALF, n, shifted, work, ahead)
-        store(work, S + i * WIDTH, interleaved(s, s1))
-        store(work, Q + i * WIDTH, interleaved(q, q1))
+        at, shift = place(r + i, shape, X_ROWS), 0.0
+        if shifted:
+            shift = element(work, SHIFT + i)
+        else:
+            put(work, ORIGIN + i, element(x, at))
+        s, q, _ = lane_sums(x, at, None, 0, 0, n, shift, ahead)
+        keep_sums(work, S, i, s)
+        keep_sums(work, Q, i, q)
     s = totals(work, S)
     delta = s * splat(1.0 / n, np.float64)
     m2 = totals(work, Q) - s * delta
     return delta, m2, above(delta * delta * splat(float(n), np.float64), m2 * splat(nearness(x), np.float64))
-
-
-@inline
-def row_sums(x: Any, shape: Any, r: int, i: int, n: int, shifted: bool, work: Any, ahead: int) -> Any:
-    """Sum and sum of squares of row i of a group, less its shift; without one, write down its first element too."""
-    at, shift = place(r + i, shape, X_ROWS), 0.0
-    if shifted:
-        shift = element(work, SHIFT + i)
-    else:
-        put(work, ORIGIN + i, element(x, at))
-    s, q, _ = lane_sums(x, at, None, 0, 0, n, shift, ahead)
-    return s, q
 
 
 @inline

@@ -13,13 +13,13 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 WIDTH = 16
-STACK = 22 * WIDTH
+STACK = 14 * WIDTH
 
 __all__ = [
-    "above", "address", "any_of", "cast", "element", "fence", "fma", "has_registers", "has_stage", "interleaved",
+    "above", "address", "any_of", "cast", "crosswise", "element", "fence", "fma", "has_registers", "has_stage",
     "is_bfloat16", "is_double", "itemsize", "keep_first", "load", "load_first", "magnitude", "one_by_one", "pick",
-    "prefetch", "put", "root", "roots", "splat", "stack", "stage", "store", "store_first", "stream", "take", "total",
-    "unity",
+    "prefetch", "put", "put_quarter", "root", "roots", "splat", "stack", "stage", "store", "store_first", "stream",
+    "take", "total", "unity",
 ]  # fmt: skip
 
 _NUMBERS = np.arange(WIDTH)
@@ -91,9 +91,15 @@ def total(lanes: Any) -> Any:
     return lanes[0]
 
 
-def interleaved(a: Any, b: Any) -> Any:
-    half = WIDTH // 2
-    return np.stack([a[:half] + a[half:], b[:half] + b[half:]], axis=1).reshape(-1)
+def put_quarter(array: Any, index: int, lanes: Any) -> None:
+    half = lanes[: WIDTH // 2] + lanes[WIDTH // 2 :]
+    _memory(array, index, WIDTH // 4)[:] = half[: WIDTH // 4] + half[WIDTH // 4 :]
+
+
+def crosswise(a: Any, b: Any, c: Any, d: Any) -> Any:
+    fours = np.stack([a, b, c, d]).reshape(4, WIDTH // 4, 4)
+    twos = fours[:, :, :2] + fours[:, :, 2:]
+    return (twos[:, :, 0] + twos[:, :, 1]).T.reshape(-1)
 
 
 def roots(lanes: Any) -> Any:

@@ -44,7 +44,7 @@ from .conversions import (
 from .objects import Memory
 
 WIDTH = 16
-STACK = 22 * WIDTH  # see `stack`
+STACK = 14 * WIDTH  # see `stack`
 STAGE = 1 << 14  # see `stage`
 
 
@@ -117,9 +117,11 @@ def _span(builder: Any, array_type: Any, view: Any) -> tuple[Any, Any]:
     return low, builder.add(high, view.itemsize)
 
 
-def _first(builder: Any, count: Any) -> Any:
-    """A mask of the first `count` lanes."""
-    numbers = ir.Constant(_vector(i64), list(range(WIDTH)))
+def _first(builder: Any, count: Any, element: ir.Type) -> Any:
+    """A mask of the first `count` lanes, compared as integers of their size: AVX would have to make one mask of another."""
+    integer = i64 if element == f64 else i32
+    numbers = ir.Constant(_vector(integer), list(range(WIDTH)))
+    count = builder.trunc(count, integer) if integer != i64 else count
     return builder.icmp_signed("<", numbers, _broadcast(builder, count))
 
 
@@ -164,7 +166,7 @@ def load_first(typingctx: Any, array: Any, index: Any, count: Any, compute: Any)
             copy_first(builder, pointer, place, args[2], element)
             v = builder.load(place)
         else:
-            arguments = [pointer, i32(1), _first(builder, args[2]), zero]
+            arguments = [pointer, i32(1), _first(builder, args[2], element), zero]
             v = call(builder, f"llvm.masked.load.v{WIDTH}{_SUFFIX[element]}.p0", v, arguments)
         return widened(builder, v, sig.args[0], _FLOATS[sig.return_type.element])
 
@@ -227,7 +229,7 @@ def keep_first(typingctx: Any, lanes: Any, count: Any) -> Any:
     """The first `count` lanes, and 0 in the others."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.select(_first(builder, args[1]), args[0], ir.Constant(args[0].type, None))
+        return builder.select(_first(builder, args[1], args[0].type.element), args[0], ir.Constant(args[0].type, None))
 
     return lanes(lanes, types.intp), codegen
 
@@ -273,28 +275,50 @@ def total(typingctx: Any, lanes: Any) -> Any:
     """The sum of all lanes of float64, halves onto halves."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        v, n = args[0], WIDTH
-        while n > 1:
-            n //= 2
-            low, high = (ir.Constant(ir.VectorType(i32, n), list(range(at, at + n))) for at in (0, n))
-            v = builder.fadd(builder.shuffle_vector(v, v, low), builder.shuffle_vector(v, v, high))
+        v = args[0]
+        while v.type.count > 1:
+            v = _halved(builder, v)
         return builder.extract_element(v, i32(0))
 
     return types.float64(lanes), codegen
 
 
 @intrinsic
-def interleaved(typingctx: Any, a: Any, b: Any) -> Any:
-    """The sums of either half of a onto the other, and of b, in turns: a step of 16 `total` at once, one for each lane."""
+def put_quarter(typingctx: Any, array: Any, index: Any, lanes: Any) -> Any:
+    """Write 4 float64: what is left of the lanes after the first two steps of `total`."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        half = WIDTH // 2
-        low, high = (ir.Constant(ir.VectorType(i32, half), list(range(at, at + half))) for at in (0, half))
-        sums = [builder.fadd(builder.shuffle_vector(v, v, low), builder.shuffle_vector(v, v, high)) for v in args]
-        turns = [lane for pair in zip(range(half), range(half, WIDTH), strict=True) for lane in pair]
-        return builder.shuffle_vector(*sums, ir.Constant(_vector(i32), turns))
+        pointer = _one(context, builder, sig.args[0], args[0], args[1])
+        part = _halved(builder, _halved(builder, args[2]))
+        builder.store(part, builder.bitcast(pointer, part.type.as_pointer()), align=1)
+        return context.get_dummy_value()
 
-    return a(a, b), codegen
+    return types.void(array, types.intp, lanes), codegen
+
+
+@intrinsic
+def crosswise(typingctx: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
+    """The last two steps of `total` for each 4 lanes of a, b, c, d: lane 4 k + 2 is that of the 4 from 4 k on in c."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        a, b, c, d = args
+        return _paired(builder, _paired(builder, a, c, 4), _paired(builder, b, d, 4), 2)
+
+    return a(a, b, c, d), codegen
+
+
+def _halved(builder: Any, v: Any) -> Any:
+    """The sums of the lanes of either half."""
+    n = v.type.count // 2
+    low, high = (ir.Constant(ir.VectorType(i32, n), list(range(at, at + n))) for at in (0, n))
+    return builder.fadd(builder.shuffle_vector(v, v, low), builder.shuffle_vector(v, v, high))
+
+
+def _paired(builder: Any, a: Any, b: Any, n: int) -> Any:
+    """For each n lanes, those of a and of b with their halves added onto each other, side by side."""
+    low = [at + v + i for at in range(0, WIDTH, n) for v in (0, WIDTH) for i in range(n // 2)]
+    low, high = (ir.Constant(_vector(i32), [i + half for i in low]) for half in (0, n // 2))
+    return builder.fadd(builder.shuffle_vector(a, b, low), builder.shuffle_vector(a, b, high))
 
 
 @intrinsic
@@ -313,7 +337,8 @@ def above(typingctx: Any, a: Any, b: Any) -> Any:
     """1 in the lanes where a > b, 0 elsewhere."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.uitofp(builder.fcmp_ordered(">", *args), args[0].type)
+        one, zero = (like(args[0], args[0].type.element, value) for value in (1.0, 0.0))
+        return builder.select(builder.fcmp_ordered(">", *args), one, zero)
 
     return a(a, b), codegen
 
