@@ -15,12 +15,11 @@ from normkit import policy as policies
 from normkit.dispatch import choose, loud, news, refusal, stepping_down
 from normkit.errors import DegenerateShapeError, FallbackWarning, PolicyError
 from normkit.explain import degenerate_text, masked_text
+from normkit.masks import empty_sets
 from normkit.plans import keep, keepable
 from normkit.policy import FallbackPolicy
 from normkit.problem import Array, Backend, Operands, Problem
 from normkit.validation import Call, Running
-
-LOOK = 16  # elements of a mask in each set
 
 
 def execute(call: Call, return_stats: bool, backend: str | None, policy: FallbackPolicy | None, arguments: Any = None) -> Any:
@@ -35,7 +34,7 @@ def execute(call: Call, return_stats: bool, backend: str | None, policy: Fallbac
             return _answered_by(answer, problem, operands, return_stats)
         problem, operands, running = _resolved(answer, call, degenerate_text)
     empty = None
-    if problem.masked and problem.statistics == "input" and (empty := _empty_sets(problem, operands)) is not None:
+    if problem.masked and problem.statistics == "input" and (empty := empty_sets(problem, operands.mask)) is not None:
         instead = _instead(Call(problem, operands, running), empty, policy, name)
     if problem.statistics == "given" and operands.mean is None:
         assert running is not None
@@ -125,30 +124,6 @@ def _place(a: Array) -> tuple[int, np.dtype[Any]]:
     return a.data.ptr if interface is None else interface["data"][0], a.dtype  # CuPy's own interface asks the driver
 
 
-def _empty_sets(problem: Problem, operands: Operands) -> Array | None:
-    """Where, in the shape of the statistics, the mask leaves no element; None if that is nowhere."""
-    if prod(problem.shape) == 0:
-        return None
-    mask = operands.mask.reshape((1,) * (len(problem.shape) - operands.mask.ndim) + operands.mask.shape)
-    if isinstance(mask, np.ndarray) and _all_show_soon(mask, problem.axes):  # elsewhere each look would wait for the device
-        return None
-    empty = ~mask.any(axis=problem.axes, keepdims=True)
-    return empty if empty.any() else None
-
-
-def _all_show_soon(mask: Array, axes: tuple[int, ...]) -> bool:
-    """Whether every set has a True among its first elements: that settles most masks without looking at all of them."""
-    axis = max(axes, key=lambda a: mask.shape[a], default=None)
-    if axis is None or prod(mask.shape[a] for a in axes) < LOOK:
-        return False
-    seen: Any = False
-    for i in range(min(LOOK, mask.shape[axis])):
-        seen = seen | mask[tuple(i if a == axis else 0 if a in axes else slice(None) for a in range(mask.ndim))]
-        if seen.all():
-            return True
-    return False
-
-
 def _instead(call: Call, empty: Array, policy: FallbackPolicy, name: str | None) -> Array:
     """What the policy puts where the mask leaves no element: something that broadcasts to the output."""
     problem, operands, running = call
@@ -167,7 +142,7 @@ def _instead(call: Call, empty: Array, policy: FallbackPolicy, name: str | None)
     if other.statistics == "given" and arrays.mean is None:
         assert running is not None
         arrays.mean, arrays.var = (_as_stats(s, problem) for s in (running.mean, running.var))
-    if other.statistics == "input" and (still := _empty_sets(other, arrays)) is not None and (still & empty).any():
+    if other.statistics == "input" and (still := empty_sets(other, arrays.mask)) is not None and (still & empty).any():
         raise DegenerateShapeError(f"{text(problem)}\n  The policy's single_element={answer!r} finds no element there either.")
     return _run(_engine(other, policy, name), other, arrays, wants_stats=False)
 

@@ -90,9 +90,9 @@ def layer_norm(
            [-1.342, -0.447,  0.447,  1.342]], dtype=float32)
     """
     arguments = None
-    if (axis is None or type(axis) is int) and mask is None and not return_stats:  # of more axes, weight may be in any order
-        arguments = ("layer_norm", normalized_shape, axis, eps, backend, policy, out is None, ambient())
-        y = recall(arguments, x, weight, bias, out)
+    if (axis is None or type(axis) is int) and not return_stats:  # of more axes, weight may be in any order
+        arguments = ("layer_norm", normalized_shape, axis, eps, backend, policy, out is None, mask is None, ambient())
+        y = recall(arguments, x, weight, bias, out, mask)
         if y is not None:
             return y
     call = validation.layer_norm(x, normalized_shape, weight, bias, eps, axis, mask, out)
@@ -183,9 +183,9 @@ def instance_norm(
            [-13.42,  -4.47,   4.47,  13.42]], dtype=float32)
     """
     arguments = None
-    if use_input_stats and running_mean is None and running_var is None and mask is None and not return_stats:
-        arguments = ("instance_norm", momentum, eps, channel_axis, backend, policy, out is None, ambient())
-        y = recall(arguments, x, weight, bias, out)
+    if use_input_stats and running_mean is None and running_var is None and not return_stats:
+        arguments = ("instance_norm", momentum, eps, channel_axis, backend, policy, out is None, mask is None, ambient())
+        y = recall(arguments, x, weight, bias, out, mask)
         if y is not None:
             return y
     call = validation.instance_norm(

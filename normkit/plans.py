@@ -14,7 +14,7 @@ from typing import Any
 
 from normkit.problem import Array
 
-Plan = Callable[[Array, Array, Array, Array], Array | None]  # of x, weight, bias, out; None: it declines
+Plan = Callable[..., Array | None]  # of x, weight, bias, out, and the mask if there is one; None: it declines
 
 plans: dict[Any, tuple[Plan, ...]] = {}  # by arguments and shape
 latest: dict[Any, Plan] = {}  # by arguments alone: the plan that took such a call last
@@ -22,7 +22,7 @@ _MOST = 1024
 _MOST_KINDS = 4  # plans for the same arguments and shape
 
 
-def recall(arguments: Any, x: Array, weight: Array, bias: Array, out: Array) -> Array | None:
+def recall(arguments: Any, x: Array, weight: Array, bias: Array, out: Array, mask: Array | None) -> Array | None:
     """The result of a call, if a plan has been kept that takes the arrays."""
     try:
         plan = latest.get(arguments)
@@ -30,10 +30,10 @@ def recall(arguments: Any, x: Array, weight: Array, bias: Array, out: Array) -> 
         return None
     if plan is None:
         return None
-    y = plan(x, weight, bias, out)
+    y = plan(x, weight, bias, out) if mask is None else plan(x, weight, bias, out, mask)
     if y is None:
         for plan in plans.get((arguments, getattr(x, "shape", None)), ()):
-            y = plan(x, weight, bias, out)
+            y = plan(x, weight, bias, out) if mask is None else plan(x, weight, bias, out, mask)
             if y is not None:
                 latest[arguments] = plan
                 break

@@ -136,8 +136,9 @@ class Backend(Protocol):
     # A backend may also have `replay(problem, operands, out)`: a plan, a function of (x, weight, bias, out) that repeats the
     # run on other arrays of the same types, shapes, strides and dtypes (as in `operands`, but out as it was given), makes the
     # output where out is None, and returns it. It returns None for any other arrays, and where out may not be written as it
-    # is. `replay` returns None if there is no plan for such a run. Small calls gain by it. And `describe_layout(problem)`: how
-    # it takes x where that is not in C order, what it copies, and why, for `explain`; None if there is nothing to say.
+    # is. Of a run with a mask it is a function of that as well, and returns None where the mask leaves nothing of some set.
+    # `replay` returns None if there is no plan for such a run. Small calls gain by it. And `describe_layout(problem)`: how it
+    # takes x where that is not in C order, what it copies, and why, for `explain`; None if there is nothing to say.
 
     def empty_like(self, x: Array) -> Array:
         """An uninitialized output: shape, dtype and memory order of x."""

@@ -317,3 +317,71 @@ def test_an_out_that_begins_where_rows_with_gaps_begin():
         np.testing.assert_array_equal(nk.layer_norm(again[::2], out=again[:4], backend="numba"), expected)
         again = whole.copy()
         np.testing.assert_array_equal(nk.layer_norm(again[::2], out=again[::2], backend="numba"), expected)
+
+
+@pytest.mark.parametrize("mask_shape", [(6, 4, 40), (6, 1, 40), (40,)])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_masks_are_planned_too(mask_shape, dtype, monkeypatch):
+    """Of a plan, the bits are those of the first call; what is masked does not matter, and NaN elsewhere is not mistaken."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(1, 2, (2, 6, 4, 40)).astype(dtype)
+    mask, other = rng.random((2, *mask_shape)) < 0.7
+    y[np.broadcast_to(~mask, y.shape)] = np.nan
+    y[2, 1, np.broadcast_to(mask, y.shape)[2, 1]] = np.nan
+    weight, bias = rng.standard_normal((2, 40)).astype(dtype)
+
+    def normalized(x, mask, out=None):
+        return nk.layer_norm(x, 40, weight, bias, mask=mask, out=out, backend="numba")
+
+    forget()
+    expected = [normalized(*pair) for pair in ((x, mask), (y, mask), (x, other))]
+    assert np.isfinite(expected[0]).all()
+    assert np.isnan(np.delete(expected[1].reshape(24, 40), 9, 0)).sum() == np.isnan(np.delete(y.reshape(24, 40), 9, 0)).sum()
+    normalized(x, mask, np.empty_like(x))
+    monkeypatch.setattr("normkit.functional.execute", None)  # all that a plan does not answer ends up there
+    for pair, right in zip(((x, mask), (y, mask), (x, other)), expected, strict=True):
+        np.testing.assert_array_equal(normalized(*pair), right)
+        np.testing.assert_array_equal(normalized(*pair, np.empty_like(x)), right)
+        in_place = pair[0].copy()
+        np.testing.assert_array_equal(normalized(in_place, pair[1], in_place), right)
+
+
+@pytest.mark.parametrize("policy", ["raise", "bias"])
+def test_a_plan_leaves_a_set_without_elements_to_the_policy(policy):
+    x, mask = np.random.default_rng(0).standard_normal((3, 40)).astype(np.float32), np.ones((3, 40), bool)
+    none = mask.copy()
+    none[1] = False
+    arguments = {"bias": np.full(40, 7, np.float32), "policy": nk.FallbackPolicy(single_element=policy), "backend": "numba"}
+    for out in (None, x.copy()):
+        for _ in range(2):
+            nk.layer_norm(x, 40, mask=mask, out=out, **arguments)
+        held = None if out is None else out.copy()
+        for _ in range(2):
+            if policy == "raise":
+                with pytest.raises(nk.DegenerateShapeError, match="mask"):
+                    nk.layer_norm(x, 40, mask=none, out=out, **arguments)
+                assert out is None or (out == held).all()
+            else:
+                y = nk.layer_norm(x, 40, mask=none, out=out, **arguments)
+                assert (y[1] == 7).all()
+                np.testing.assert_array_equal(y[::2], nk.layer_norm(x, 40, mask=mask, **arguments)[::2])
+
+
+def test_a_mask_is_looked_at_each_time():
+    x, mask = np.random.default_rng(0).standard_normal((4, 16)).astype(np.float32), np.arange(64).reshape(4, 16) % 3 > 0
+    for _ in range(2):
+        nk.layer_norm(x, mask=mask, backend="numba")
+    for wrong, error in ((mask.tolist(), nk.InputTypeError), (mask.astype(int), nk.InputTypeError), (mask[:3], ValueError)):
+        with pytest.raises(error):
+            nk.layer_norm(x, mask=wrong, backend="numba")
+    for other in (np.asfortranarray(mask), mask[::-1], np.repeat(mask, 2, 1)[:, ::2], mask[:1], mask[0]):
+        got, right = (nk.layer_norm(x, mask=other, backend=name) for name in ("numba", "numpy"))
+        np.testing.assert_allclose(got, right, rtol=1e-5, atol=1e-5)
+    out = np.zeros((4, 16), np.float32)
+    over = out.view(np.bool_)[:, :16]
+    for _ in range(2):  # an out that lies over the mask
+        out[...] = 0
+        over[...] = mask
+        np.testing.assert_array_equal(
+            nk.layer_norm(x, mask=over, out=out, backend="numba"), nk.layer_norm(x, mask=mask, backend="numba")
+        )

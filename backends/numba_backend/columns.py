@@ -42,7 +42,7 @@ def run(problem: Problem, plan: ColumnsPlan, operands: Operands, mask: NDArray[A
 def replay(problem: Problem, operands: Operands, given_out: NDArray[Any] | None) -> Callable[..., Any] | None:
     """What repeats a run without mask and statistics, see `normkit.plans`; None unless x and out are contiguous columns."""
     x, out = operands.x, operands.out
-    plan = layouts.of(problem, out.strides)
+    plan = layouts.of(problem, out.strides) if operands.mask is None else None
     plain = x.flags.c_contiguous and out.flags.c_contiguous and out.dtype.isnative and x.size > 0 and x.ndim <= MAX_NDIM
     if not plain or not isinstance(plan, ColumnsPlan):
         return None

@@ -54,6 +54,7 @@ def repeating(
     """`again(x, weight, bias, out)`: run(x, out, weight, bias) where the arrays are of the kinds of these, else None.
 
     Weight and bias are handed over contiguous and of dtype `parameter`; ones and zeros, `size` of them, where there are none.
+    An `out` that is given must be contiguous, and x too. What `again` is given beyond these is handed over as it is.
     """
     x, given = operands.x, [p for p in (operands.weight, operands.bias) if p is not None]
     convert = any(p.dtype != parameter or not p.flags.c_contiguous for p in given)
@@ -62,7 +63,7 @@ def repeating(
     empty = np.empty if x.nbytes < pool.SMALLEST else pool.empty
     sizes, dtype = x.shape, x.dtype
 
-    def again(x: Any, weight: Any, bias: Any, out: Any, kinds: Any = kinds) -> Any:
+    def again(x: Any, weight: Any, bias: Any, out: Any, *more: Any, kinds: Any = kinds) -> Any:
         if not alike(x, weight, bias, out, known):
             return None
         weight, bias = ones if weight is None else weight, zeros if bias is None else bias
@@ -70,7 +71,7 @@ def repeating(
             weight, bias = converted(weight, parameter), converted(bias, parameter)
         if out is None:
             out = empty(sizes, dtype)
-        run(x, out, weight, bias)
+        run(x, out, weight, bias, *more)
         return out
 
     return again

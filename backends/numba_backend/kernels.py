@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from .masks import choose, first_set, flags, flags_first, is_none, number
+from .masks import choose, first_set, flags, flags_first, is_none, number, prefetch_flags
 from .simd import (
     WIDTH,
     above,
@@ -69,6 +69,7 @@ def lane_sums(x: Any, start: int, mask: Any, at: int, step: int, n: int, shift: 
         one_by_one()
         if ahead != 0:
             prefetch(x, start + i + ahead)
+            prefetch_flags(mask, at + i * step + ahead)
         yes = flags(mask, at + i * step, step)
         d = choose(yes, load(x, start + i, np.float64) - center, zero)
         s = fma(d, one, s)

@@ -10,7 +10,7 @@ from numba.core.datamodel.models import PrimitiveModel
 from numba.extending import intrinsic, register_model
 
 from .conversions import call, f64, i1, i8, i16, i32, i64
-from .simd import WIDTH, _broadcast, _constant, _one, _vector
+from .simd import WIDTH, _broadcast, _constant, _data, _one, _vector
 
 
 class Flags(types.Type):
@@ -67,6 +67,19 @@ def flags_first(typingctx: Any, mask: Any, index: Any, step: Any, count: Any) ->
         return _as_flags(builder, builder.load(v))
 
     return _flags_of(mask)(mask, types.intp, types.intp, types.intp), codegen
+
+
+@intrinsic
+def prefetch_flags(typingctx: Any, mask: Any, index: Any) -> Any:
+    """Ask for the cache line of an element of a mask, into L2; it need not exist. Nothing of None."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        if sig.args[0] != types.none:
+            line = builder.gep(_data(context, builder, sig.args[0], args[0]), [args[1]])
+            call(builder, "llvm.prefetch.p0", ir.VoidType(), [line, i32(0), i32(2), i32(1)])
+        return context.get_dummy_value()
+
+    return types.void(mask, types.intp), codegen
 
 
 @intrinsic
@@ -173,4 +186,16 @@ def _as_flags(builder: Any, v: Any) -> Any:
 
 
 if config.DISABLE_JIT:
-    from .plain import choose, copy_flag, copy_flags, first_set, flags, flags_first, is_none, number, tally, unless  # noqa: F401
+    from .plain import (  # noqa: F401  # noqa: F401
+        choose,
+        copy_flag,
+        copy_flags,
+        first_set,
+        flags,
+        flags_first,
+        is_none,
+        number,
+        prefetch_flags,
+        tally,
+        unless,
+    )

@@ -138,6 +138,10 @@ def prefetch(array: Any, index: int) -> None:
     pass
 
 
+def prefetch_flags(mask: Any, index: int) -> None:
+    pass
+
+
 def one_by_one() -> None:
     pass
 

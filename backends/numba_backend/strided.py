@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from normkit.masks import empty_sets
 from normkit.problem import Operands, Problem
 
 from . import columns, kernels, layouts, limits, threads, tiles
 from .compiling import MAX_NDIM, kernel
-from .guard import repeating
+from .guard import kind, repeating
 from .layouts import ColumnsPlan, RowsPlan, flat
 from .sets import UNUSED, Sets, rows_shape
 
@@ -94,12 +95,15 @@ def planned(problem: Problem, out: NDArray[Any], mask: NDArray[Any] | None) -> R
 
 
 def replay(problem: Problem, operands: Operands, given_out: NDArray[Any] | None) -> Callable[..., Any] | None:
-    """What repeats a run on rows with gaps, without mask and statistics, see `normkit.plans`; None of anything else.
+    """What repeats a run on rows with gaps or a mask, without statistics, see `normkit.plans`; None of anything else.
 
-    With `out` given, whether x and it overlap takes more than a look at where they begin.
+    With `out` given and gaps in x, whether they overlap takes more than a look at where they begin.
     """
     x, out = operands.x, operands.out
-    plan = None if given_out is not None or x.size == 0 or x.ndim > MAX_NDIM else planned(problem, out, None)
+    if x.size == 0 or x.ndim > MAX_NDIM or not (given_out is None or x.flags.c_contiguous):
+        return None
+    mask = None if operands.mask is None else np.broadcast_to(operands.mask, x.shape)
+    plan = planned(problem, out, mask)
     if not isinstance(plan, RowsPlan) or not out.flags.c_contiguous:
         return None
     sets, given = Sets(problem, plan.order), [p for p in (operands.weight, operands.bias) if p is not None]
@@ -108,10 +112,35 @@ def replay(problem: Problem, operands: Operands, given_out: NDArray[Any] | None)
         return None
     shape = _shape(problem, plan, sets, size, operands)
 
-    def run(x: Any, out: Any, weight: Any, bias: Any) -> None:
-        _launch(problem, shape, x, out, None, weight, bias, UNUSED, UNUSED)
+    def run(x: Any, out: Any, weight: Any, bias: Any, mask: Any = None, mean: Any = UNUSED, var: Any = UNUSED) -> None:
+        _launch(problem, shape, x, out, mask, weight, bias, mean, var)
 
-    return repeating(operands, None, sets.parameter, size, run)
+    again = repeating(operands, given_out, sets.parameter, size, run)
+    if mask is None:
+        return again
+    shape[kernels.WANTED] = 1
+    return _masked(problem, operands.mask, again)
+
+
+def _masked(problem: Problem, like: NDArray[Any], again: Callable[..., Any]) -> Callable[..., Any]:
+    """`again` with a mask. It declines one that leaves nothing of some set: what is to be done then, the policy has to say.
+
+    The kernel tells, by a variance of NaN; only if `out` would be lost, the mask is looked at before.
+    """
+    sort, sets = kind(like), prod(problem.stats_shape)
+
+    def masked(x: Any, weight: Any, bias: Any, out: Any, mask: Any) -> Any:
+        if type(mask) is not sort.type or kind(mask) != sort:
+            return None
+        if out is not None and (np.may_share_memory(out, mask) or empty_sets(problem, mask) is not None):
+            return None
+        mean, var = np.empty(sets), np.empty(sets)
+        full = mask if mask.shape == problem.shape else np.broadcast_to(mask, problem.shape)
+        y = again(x, weight, bias, out, full, mean, var)
+        unsure = y is not None and out is None and np.isnan(var).any()
+        return None if unsure and empty_sets(problem, mask) is not None else y
+
+    return masked
 
 
 def _rows(problem: Problem, plan: RowsPlan, operands: Operands, mask: NDArray[Any] | None) -> None:
