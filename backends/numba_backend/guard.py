@@ -37,6 +37,11 @@ def kind(a: Any) -> Kind:
     return Kind(type(a), None, (), ()) if a is None else Kind(type(a), a.dtype, a.shape, a.strides)
 
 
+def of_kind(a: Any, k: Kind) -> bool:
+    """Whether a thing is an array of that kind, or None."""
+    return type(a) is k.type and kind(a) == k
+
+
 def recognizer(x: Any, weight: Any, bias: Any, out: Any) -> tuple[Callable[..., bool], Any, tuple[Kind, ...]]:
     """(alike, known, kinds): whether arrays are like these, and out may be written as it is, is `alike(*arrays, known)`.
 
@@ -88,7 +93,7 @@ def _words(k: Kind) -> list[int]:
 def _alike(x: Any, weight: Any, bias: Any, out: Any, kinds: tuple[Kind, ...]) -> bool:
     """As the compiled `alike`."""
     given = (x, weight, bias, out)
-    if any(type(a) is not k.type or kind(a) != k for a, k in zip(given, kinds, strict=True)):
+    if not all(map(of_kind, given, kinds)):
         return False
     if out is None:
         return True

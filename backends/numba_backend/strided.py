@@ -15,7 +15,7 @@ from normkit.problem import Operands, Problem
 
 from . import columns, kernels, layouts, limits, threads, tiles
 from .compiling import MAX_NDIM, kernel
-from .guard import kind, repeating
+from .guard import kind, of_kind, repeating
 from .layouts import ColumnsPlan, RowsPlan, flat
 from .sets import UNUSED, Sets, rows_shape
 
@@ -130,7 +130,7 @@ def _masked(problem: Problem, like: NDArray[Any], again: Callable[..., Any]) -> 
     sort, sets = kind(like), prod(problem.stats_shape)
 
     def masked(x: Any, weight: Any, bias: Any, out: Any, mask: Any) -> Any:
-        if type(mask) is not sort.type or kind(mask) != sort:
+        if not of_kind(mask, sort):
             return None
         if out is not None and (np.may_share_memory(out, mask) or empty_sets(problem, mask) is not None):
             return None
