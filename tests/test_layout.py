@@ -21,7 +21,7 @@ CORE = Path(normkit.__file__).resolve().parent
 # command is: nobody in the core may import it.
 LEVELS = [
     {"errors", "problem", "forks", "interrupts"},
-    {"validation", "policy", "threads", "pool"},
+    {"validation", "policy", "threads", "pool", "masks"},
     {"plans"},
     {"registry"},
     {"dispatch"},
@@ -32,7 +32,7 @@ LEVELS = [
     {"__init__"},
 ]
 LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
-FOR_BACKENDS = {"problem", "errors", "threads", "pool", "forks", "interrupts"}
+FOR_BACKENDS = {"problem", "masks", "errors", "threads", "pool", "forks", "interrupts"}
 
 
 def files(package):

@@ -236,18 +236,22 @@ def apply(
     x: Any, xi: int, out: Any, oi: int, start: int, stop: int, width: int, weight: Any, bias: Any, shape: Any, work: Any,
     w: int, factors: Any, c: int, mixed: bool,
 ) -> None:  # fmt: skip
-    """Normalize elements start .. stop of each column of a tile, in float32 or float64 as they need it."""
-    field = shape[FIELD]
-    before = max(start - shape[SPAN], 0)  # where the next elements are
-    ahead = place(before, shape, X_LENGTH) - place(start, shape, X_LENGTH)
-    if is_double(x):
-        apply_with(
-            x, xi, out, oi, start, stop, width, weight, bias, shape, work, w + CENTER * field, work, w, False, ahead, np.float64
-        )
-    else:
-        apply_with(
-            x, xi, out, oi, start, stop, width, weight, bias, shape, factors, c * 4 * field, work, w, mixed, ahead, np.float32
-        )
+    """Normalize elements start .. stop of each column of a tile, in float32 or float64 as they need it.
+
+    A span after the other, backwards: what was read last is still in cache.
+    """
+    field, span = shape[FIELD], shape[SPAN]
+    for k in range((stop - 1) // span * span, start - 1, -span):
+        end = min(stop, k + span)
+        ahead = place(max(k - span, 0), shape, X_LENGTH) - place(k, shape, X_LENGTH)  # to what comes next
+        if is_double(x):
+            apply_with(
+                x, xi, out, oi, k, end, width, weight, bias, shape, work, w + CENTER * field, work, w, False, ahead, np.float64
+            )
+        else:
+            apply_with(
+                x, xi, out, oi, k, end, width, weight, bias, shape, factors, c * 4 * field, work, w, mixed, ahead, np.float32
+            )
 
 
 @inline
@@ -280,9 +284,7 @@ def columns(
                 tell_moments(mean, var, at, work, w, field, width)
         wi = o * shape[W_OUTER] + first * shape[W_LANE]
         mixed = make_factors(x, weight, bias, wi, shape, eps, work, w, factors, c, width)
-        span = shape[SPAN]
-        for k in range((length - 1) // span * span, -1, -span):  # backwards: what was read last is still in cache
-            apply(x, xi, out, oi, k, min(length, k + span), width, weight, bias, shape, work, w, factors, c, mixed)
+        apply(x, xi, out, oi, 0, length, width, weight, bias, shape, work, w, factors, c, mixed)
 
 
 @njit(nogil=True, error_model="numpy", _nrt=False)

@@ -35,7 +35,6 @@ from .simd import (
     WIDTH,
     element,
     fma,
-    has_registers,
     is_double,
     keep_first,
     load,
@@ -51,7 +50,6 @@ from .simd import (
 )
 
 MAX_SPAN = 1024  # rows of x whose places are looked up at once
-WAYS = 8  # cache lines that L1 keeps of those which lie a multiple of 4 KiB apart
 MAX_FLAT = 64  # columns, of rows that are taken 16 as one
 
 # What stands where in `shape`
@@ -76,71 +74,33 @@ def add_up(
 ) -> None:  # fmt: skip
     """Add rows k, k + 16, ... of x - shift, and their squares, to the sums of `width` columns; only where the mask is 1.
 
-    What lies `ahead` is fetched meanwhile. Of many rows, four vectors at a time use each cache line once, wherever x begins in
-    it; one after the other, half of a line is used so much later that it has left L1.
+    What lies `ahead` is fetched meanwhile.
     """
-    j = 0
-    while j < width:
-        at, n, center_at = sums + j, width - j, shift + j
-        s, q, count = sums_at(work, at, field)
-        if n >= 4 * WIDTH and rows > WAYS and has_registers(x):
-            s1, q1, count1 = sums_at(work, at + WIDTH, field)
-            s2, q2, count2 = sums_at(work, at + 2 * WIDTH, field)
-            s3, q3, count3 = sums_at(work, at + 3 * WIDTH, field)
+    one, zero = splat(unity(x), np.float64), splat(0.0, np.float64)
+    for j in range(0, width, WIDTH):
+        at, n = sums + j, width - j
+        s, q = load(work, at + S * field, np.float64), load(work, at + Q * field, np.float64)
+        count, center = load(work, at + N * field, np.float64), load(work, shift + j, np.float64)
+        if n >= WIDTH:
             for i in range(rows):
                 xj, mj = xi + places[c, 0, k + i * WIDTH] + j, mi + places[c, 1, k + i * WIDTH] + j * m_step
-                s, q, count = added(x, xj, mask, mj, m_step, 0, work, center_at, s, q, count, shifted, ahead)
-                s1, q1, count1 = added(x, xj, mask, mj, m_step, WIDTH, work, center_at, s1, q1, count1, shifted, ahead)
-                s2, q2, count2 = added(x, xj, mask, mj, m_step, 2 * WIDTH, work, center_at, s2, q2, count2, shifted, ahead)
-                s3, q3, count3 = added(x, xj, mask, mj, m_step, 3 * WIDTH, work, center_at, s3, q3, count3, shifted, ahead)
-            keep_sums(mask, work, at + WIDTH, field, s1, q1, count1)
-            keep_sums(mask, work, at + 2 * WIDTH, field, s2, q2, count2)
-            keep_sums(mask, work, at + 3 * WIDTH, field, s3, q3, count3)
-            n = 4 * WIDTH
-        elif n >= WIDTH:
-            for i in range(rows):
-                xj, mj = xi + places[c, 0, k + i * WIDTH] + j, mi + places[c, 1, k + i * WIDTH] + j * m_step
-                s, q, count = added(x, xj, mask, mj, m_step, 0, work, center_at, s, q, count, shifted, ahead)
-            n = WIDTH
+                yes, d = flags(mask, mj, m_step), load(x, xj, np.float64)
+                if shifted:
+                    d = d - center
+                d = choose(yes, d, zero)
+                prefetch(x, xj + ahead)
+                s, q, count = fma(d, one, s), fma(d, d, q), tally(count, yes)
         else:
-            center, zero = load(work, center_at, np.float64), splat(0.0, np.float64)
             for i in range(rows):
-                yes = flags_first(mask, mi + places[c, 1, k + i * WIDTH] + j * m_step, m_step, n)
-                d = keep_first(load_first(x, xi + places[c, 0, k + i * WIDTH] + j, n, np.float64) - center, n)
+                xj, mj = xi + places[c, 0, k + i * WIDTH] + j, mi + places[c, 1, k + i * WIDTH] + j * m_step
+                d = keep_first(load_first(x, xj, n, np.float64) - center, n)
+                yes = flags_first(mask, mj, m_step, n)
                 d = choose(yes, d, zero)
                 s, q, count = s + d, fma(d, d, q), tally(count, yes)
-        keep_sums(mask, work, at, field, s, q, count)
-        j += n
-
-
-@inline
-def sums_at(work: Any, at: int, field: int) -> Any:
-    """(sums, sums of squares, numbers) of WIDTH columns."""
-    s, q = load(work, at + S * field, np.float64), load(work, at + Q * field, np.float64)
-    return s, q, load(work, at + N * field, np.float64)
-
-
-@inline
-def keep_sums(mask: Any, work: Any, at: int, field: int, s: Any, q: Any, count: Any) -> None:
-    """Write them down."""
-    store(work, at + S * field, s)
-    store(work, at + Q * field, q)
-    if not is_none(mask):
-        store(work, at + N * field, count)
-
-
-@inline
-def added(
-    x: Any, xj: int, mask: Any, mj: int, m_step: int, j: int, work: Any, shift: int, s: Any, q: Any, count: Any, shifted: bool,
-    ahead: int,
-) -> Any:  # fmt: skip
-    """The sums with WIDTH elements more, those j further on."""
-    yes, d = flags(mask, mj + j * m_step, m_step), load(x, xj + j, np.float64)
-    if shifted:
-        d = d - load(work, shift + j, np.float64)
-    d = choose(yes, d, splat(0.0, np.float64))
-    prefetch(x, xj + j + ahead)
-    return fma(d, splat(unity(x), np.float64), s), fma(d, d, q), tally(count, yes)
+        store(work, at + S * field, s)
+        store(work, at + Q * field, q)
+        if not is_none(mask):
+            store(work, at + N * field, count)
 
 
 @inline

@@ -24,9 +24,9 @@ TILE_BYTES = 1 << 10  # a tile is at most so wide: memory is fast in long stretc
 TILE_LEAST = 1 << 8  # bytes, below which a tile is not narrowed for the sake of more threads
 FLAT_LEAST = 256  # elements of a column, for which it pays to repeat what is known of it for each of 16 rows
 FLAT_WIDTH = 512  # elements that are applied to as one row where lanes are few: 16 rows or more
-# Rows of a tile that are summed at once: they stay in L2, while the next ones are fetched. Where a vector of each row is summed
-# before the next vectors, what is left of its last line must stay in L1 until then: so there are half as many rows.
-SPAN_BYTES = 1 << 17 if has("avx512f") else 1 << 16
+# Rows of each phase that are summed at once, one vector after the other: so many streams in the order of memory, and few enough
+# that what is left of a cache line is still in L1 for the next vector. Of fewer, sums would be read and written too often.
+AT_ONCE = 8 if has("avx512f") else 4
 
 
 def run(problem: Problem, plan: ColumnsPlan, operands: Operands, mask: NDArray[Any] | None) -> None:
@@ -112,7 +112,7 @@ def _shape(plan: ColumnsPlan, sets: Sets, weights: int, operands: Operands, chun
         ):
             many *= 2
         shape[cm.FLAT] = many
-    shape[cm.SPAN] = max(WIDTH, min(cm.MAX_SPAN, SPAN_BYTES // (tile * size) // WIDTH * WIDTH))
+    shape[cm.SPAN] = min(cm.MAX_SPAN, AT_ONCE * max(WIDTH, int(shape[cm.FLAT])))
     shape[cm.FIELD] = max(WIDTH, int(shape[cm.FLAT])) * tile + WIDTH
     shape[cm.GIVEN], shape[cm.WANTED], shape[cm.PER_K] = sets.given, operands.mean is not None, sets.apart
     shape[cm.W_OUTER], shape[cm.W_LANE] = (lanes, 1) if weights == sets.number else (0, 0)

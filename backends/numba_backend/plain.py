@@ -16,7 +16,7 @@ WIDTH = 16
 STACK = 14 * WIDTH
 
 __all__ = [
-    "above", "address", "any_of", "cast", "crosswise", "element", "fence", "fma", "has_registers", "has_stage",
+    "above", "address", "any_of", "cast", "crosswise", "element", "fence", "fma", "has_stage",
     "is_bfloat16", "is_double", "itemsize", "keep_first", "load", "load_first", "magnitude", "one_by_one", "pick",
     "prefetch", "put", "put_quarter", "root", "roots", "splat", "stack", "stage", "store", "store_first", "stream",
     "take", "total", "unity",
@@ -120,10 +120,6 @@ def any_of(lanes: Any) -> bool:
 
 def stack(compute: Any) -> Any:
     return np.full(STACK, np.nan, compute)
-
-
-def has_registers(array: Any) -> bool:
-    return True
 
 
 def has_stage(array: Any) -> bool:

@@ -383,16 +383,6 @@ def stack(typingctx: Any, compute: Any) -> Any:
 
 
 @intrinsic
-def has_registers(typingctx: Any, array: Any) -> Any:
-    """Whether the CPU has 32 registers of 8 float64, as AVX-512 has: a constant."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return i1(has("avx512f"))
-
-    return types.boolean(array), codegen
-
-
-@intrinsic
 def has_stage(typingctx: Any, array: Any) -> Any:
     """Whether there is a `stage` for the array: a constant."""
 
