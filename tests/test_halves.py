@@ -4,6 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from normkit.backends.numba_backend import conversions
+from normkit.backends.numba_backend.sets import converted
 from normkit.backends.numba_backend.simd import WIDTH, element, load, store
 from numba import config, njit
 
@@ -149,3 +150,13 @@ def test_given_statistics_at_the_edges_of_the_range(half, mean, var):
             np.testing.assert_array_equal(np.moveaxis(last, -1, 1).astype(np.float64), y.astype(np.float64))
             tolerance = {"rtol": 2.0**-6 if half is HALVES["bfloat16"] else 2.0**-9, "atol": 1e-7}
             np.testing.assert_allclose(y.astype(np.float64), expected.astype(np.float64), **tolerance)
+
+
+@pytest.mark.parametrize("n", [1 << 16, 1000, 17, 1])
+@pytest.mark.parametrize("half", HALVES)
+def test_weights_become_float32_as_numpy_makes_them(half, n):
+    every = ALL[-n:].view(HALVES[half][0])
+    got = converted(every, np.dtype(np.float32))
+    with np.errstate(invalid="ignore"):
+        np.testing.assert_array_equal(got, every.astype(np.float32))
+    assert got.dtype == np.float32

@@ -15,7 +15,7 @@ from normkit import pool
 from normkit.problem import Operands, Problem, Rows
 
 from . import cache, columns, layouts, limits, strided, threads
-from .compiling import kernel
+from .compiling import is_half, kernel
 from .rows import RowsCall
 
 
@@ -70,7 +70,7 @@ class NumbaBackend:
     def warmup(self, dtypes: Iterable[str]) -> Iterator[str]:
         """Load or compile the kernels of contiguous rows, which most calls run on; yields what is ready."""
         for dtype in dtypes:
-            for name in ("rows_serial", "rows_parallel", "rows_split"):
+            for name in ("rows_serial", "rows_parallel", "rows_split", *(["widened"] if is_half(_dtype(dtype)) else [])):
                 kernel(name, _dtype(dtype))
                 yield f"{name} {dtype}"
         yield f"kept in {cache.describe()}"

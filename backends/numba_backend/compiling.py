@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, cast
 
 import numpy as np
@@ -75,6 +76,12 @@ def _sized(entry: Kernel, signature: tuple[Any, ...]) -> Kernel:
         ))  # fmt: skip
 
     return checked
+
+
+@lru_cache
+def is_half(dtype: np.dtype[Any]) -> bool:
+    """Whether there are kernels for it, and it is a half type."""
+    return dtype.itemsize == 2 and dtype.isnative and dtype.name in _TYPES
 
 
 def parameter_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:

@@ -40,11 +40,14 @@ from .simd import (
     WIDTH,
     element,
     fence,
+    load,
+    load_first,
     one_by_one,
     put,
     splat,
     stack,
     store,
+    store_first,
 )
 
 
@@ -126,6 +129,18 @@ def rows(
             if k < LEAST or not group(x, out, weight, bias, mean, var, shape, eps, r, k, work, single, double, bounds):
                 each_row(x, out, mask, weight, bias, mean, var, shape, eps, bounds, r, r + k, None, 0, 1)
         first, last = next_rows(shape, taken, c, chunks)
+
+
+@njit(nogil=True, error_model="numpy", _nrt=False)
+def widened(x: Any, weight: Any, stop: int) -> None:
+    """Write so many elements of x as those of another float type."""
+    for i in range(0, stop, WIDTH):
+        one_by_one()
+        k = min(WIDTH, stop - i)
+        if k == WIDTH:
+            store(weight, i, load(x, i, np.float32))
+        else:
+            store_first(weight, i, k, load_first(x, i, k, np.float32))
 
 
 @njit(nogil=True, error_model="numpy", _nrt=False)

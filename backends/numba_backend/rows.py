@@ -14,6 +14,7 @@ from normkit.problem import Operands, Problem, Rows
 from . import kernels, limits, strided, threads
 from .compiling import MAX_NDIM, kernel, parameter_dtype
 from .guard import recognizer
+from .sets import converted
 
 UNUSED = np.zeros((1,) * MAX_NDIM)
 
@@ -107,8 +108,7 @@ class RowsCall:
         """weight or bias as the kernels read it: contiguous, in the dtype of the arithmetic, all of its (period, runs)."""
         if given is None:
             return np.full(self.period * self.runs, default, self.parameter)
-        with np.errstate(all="ignore"):  # what is too large is inf, without NumPy's warning
-            parameter = np.ascontiguousarray(given, self.parameter)
+        parameter = converted(given, self.parameter)
         return parameter if parameter.ndim <= MAX_NDIM else parameter.reshape(-1)
 
     def _statistics(self, operands: Operands) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from normkit.problem import Operands, Problem
 
 from . import kernels
-from .compiling import parameter_dtype
+from .compiling import MAX_NDIM, is_half, kernel, parameter_dtype
 
 Floats = NDArray[np.float64]
 UNUSED = np.zeros(1)
@@ -93,5 +93,9 @@ def rows_shape(sets: Sets, rows: int, operands: Operands) -> NDArray[np.int64]:
 
 def converted(a: NDArray[Any], dtype: Any) -> NDArray[Any]:
     """As the kernels read it. What is too large for that is inf, without NumPy's warning."""
+    if is_half(a.dtype) and dtype == np.float32 and a.flags.c_contiguous and a.size > 0 and a.ndim <= MAX_NDIM:
+        wide = np.empty(a.shape, dtype)  # by the CPU's instructions, which NumPy does not use
+        kernel("widened", a.dtype)(a, wide, a.size)
+        return wide
     with np.errstate(all="ignore"):
         return np.ascontiguousarray(a, dtype)
