@@ -159,19 +159,24 @@ def apply_row(
     field, per_k, streamed = shape[FIELD], shape[PER_K] != 0, shape[STREAMED]
     j = skip if head == 0 else 0
     while j < width:
+        if j >= head and not mixed:
+            for _ in range((width - j) // WIDTH):
+                one_by_one()
+                factors = column_factors(array, at + j, field, compute)
+                wide = w + CENTER * field + j
+                apply_lanes(x, xi + j, out, oi + j, factors, work, wide, field, a, b, per_k, streamed, ahead, compute)
+                j += WIDTH
+            if j == width:
+                return
         n, wide = min(width - j, head if j < head else WIDTH), w + CENTER * field + j
-        factors = column_factors(array, at + j, field, compute)
-        if n == WIDTH and not mixed:
-            apply_lanes(x, xi + j, out, oi + j, factors, work, wide, field, a, b, per_k, streamed, ahead, compute)
+        y = normalized(x, xi + j, n, column_factors(array, at + j, field, compute), work, wide, field, a, b, per_k, compute)
+        if mixed:
+            y64 = in_double(x, xi + j, n, work, wide, field, a, b, per_k)
+            y = pick(load(work, w + WIDE * field + j, compute), cast(y64, compute), y)
+        if n == WIDTH:
+            store(out, oi + j, y)
         else:
-            y = normalized(x, xi + j, n, factors, work, wide, field, a, b, per_k, compute)
-            if mixed:
-                y64 = in_double(x, xi + j, n, work, wide, field, a, b, per_k)
-                y = pick(load(work, w + WIDE * field + j, compute), cast(y64, compute), y)
-            if n == WIDTH:
-                store(out, oi + j, y)
-            else:
-                store_first(out, oi + j, n, y)
+            store_first(out, oi + j, n, y)
         j = skip if j < head else j + WIDTH
 
 
