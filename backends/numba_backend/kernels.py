@@ -299,7 +299,8 @@ def apply_lanes(
 @inline
 def misaligned(out: Any, oi: int) -> int:
     """Elements from oi to the first address at which lanes may be streamed."""
-    return (WIDTH - (address(out) // itemsize(out) + oi) % WIDTH) % WIDTH
+    grain = WIDTH if itemsize(out) > 2 else WIDTH // 2
+    return (grain - (address(out) // itemsize(out) + oi) % grain) % grain
 
 
 @inline

@@ -187,11 +187,14 @@ def store(typingctx: Any, array: Any, index: Any, lanes: Any) -> Any:
 
 @intrinsic
 def stream(typingctx: Any, array: Any, index: Any, lanes: Any) -> Any:
-    """As `store`, past the caches; the address must be a multiple of the lanes' size or of 64, and `fence` must follow."""
+    """As `store`, past the caches; the address must be a multiple of 64, of 16 for halves, and `fence` must follow.
+
+    Halves are streamed 16 bytes at a time: NumPy's arrays begin at a multiple of that, so that no row has ends to be put aside.
+    """
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         pointer, element = _address(context, builder, sig.args[0], args[0], args[1], i64(WIDTH))
-        written = builder.store(narrowed(builder, args[2], sig.args[0]), pointer, align=min(WIDTH * _bytes(element), 64))
+        written = builder.store(narrowed(builder, args[2], sig.args[0]), pointer, align=64 if _bytes(element) > 2 else 16)
         written.set_metadata("nontemporal", builder.module.add_metadata([i32(1)]))
         return context.get_dummy_value()
 
