@@ -346,6 +346,21 @@ def test_masks_are_planned_too(mask_shape, dtype, monkeypatch):
         np.testing.assert_array_equal(normalized(in_place, pair[1], in_place), right)
 
 
+@pytest.mark.parametrize("shape", [(40, 30), (2, 9000)])  # rows of either thread, and blocks of a row
+def test_a_plan_with_a_mask_shares_the_work(shape, monkeypatch):
+    rng = np.random.default_rng(0)
+    x, mask, none = rng.standard_normal(shape).astype(np.float32), rng.random(shape) < 0.7, np.zeros(shape, bool)
+    policy = nk.FallbackPolicy(single_element="raise")
+    expected = nk.layer_norm(x, mask=mask, backend="numba")
+    monkeypatch.setattr(limits, "STREAM_BYTES", 0)
+    monkeypatch.setattr(limits, "PARALLEL_BYTES", 0)
+    forget()
+    for _ in range(2):
+        np.testing.assert_array_equal(nk.layer_norm(x, mask=mask, policy=policy, backend="numba"), expected)
+    with pytest.raises(nk.DegenerateShapeError, match=f"all over {shape[0]} of the {shape[0]} sets"):
+        nk.layer_norm(x, mask=none, policy=policy, backend="numba")
+
+
 @pytest.mark.parametrize("policy", ["raise", "bias"])
 def test_a_plan_leaves_a_set_without_elements_to_the_policy(policy):
     x, mask = np.random.default_rng(0).standard_normal((3, 40)).astype(np.float32), np.ones((3, 40), bool)

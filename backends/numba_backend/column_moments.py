@@ -2,7 +2,7 @@
 
 Element k of a block of a column goes to accumulator k % 16, its phase, as it goes to lane k % 16 of a row. So 16 sums are
 kept for each column, and what is one vector there is 16 vectors here, each across neighbouring columns. Columns are taken a
-tile at a time, so that the sums stay in L1. Where there are fewer columns than lanes in a vector (the channels of an image)
+tile at a time, so that the sums stay in cache. Where there are fewer columns than lanes in a vector (the channels of an image)
 and the rows of x lie end to end, 16 rows are taken as one: element i of them belongs to sum i, whatever its column.
 
 `shape` says what is where, see the names below; offsets into `work`, float64 of one thread, are counted in fields.

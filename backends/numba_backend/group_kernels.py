@@ -66,7 +66,7 @@ def keep_sums(work: Any, at: int, i: int, sums: Any) -> None:
 
 @inline
 def totals(work: Any, at: int) -> Any:
-    """The `total` of the sums of each row, one in each lane: four rows have their 4 lie side by side in each of four fields."""
+    """The `total` of the sums of each row, one in each lane, from the four fields that `keep_sums` has written."""
     a, b = load(work, at, np.float64), load(work, at + WIDTH, np.float64)
     return crosswise(a, b, load(work, at + 2 * WIDTH, np.float64), load(work, at + 3 * WIDTH, np.float64))
 

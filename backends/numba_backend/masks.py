@@ -186,7 +186,7 @@ def _as_flags(builder: Any, v: Any) -> Any:
 
 
 if config.DISABLE_JIT:
-    from .plain import (  # noqa: F401  # noqa: F401
+    from .plain import (  # noqa: F401
         choose,
         copy_flag,
         copy_flags,

@@ -133,7 +133,7 @@ def rows(
 
 @njit(nogil=True, error_model="numpy", _nrt=False)
 def widened(x: Any, weight: Any, stop: int) -> None:
-    """Write so many elements of x as those of another float type."""
+    """Write so many weights, halves in x, as the float32 that kernels read."""
     for i in range(0, stop, WIDTH):
         one_by_one()
         k = min(WIDTH, stop - i)
