@@ -13,7 +13,6 @@ from normkit.problem import Operands, Problem
 from . import column_moments as cm
 from . import layouts, limits, threads
 from .compiling import MAX_NDIM, kernel
-from .conversions import has
 from .guard import repeating
 from .kernels import BLOCK
 from .layouts import ColumnsPlan, Quad, flat
@@ -26,7 +25,7 @@ FLAT_LEAST = 256  # elements of a column, for which it pays to repeat what is kn
 FLAT_WIDTH = 512  # elements that are applied to as one row where lanes are few: 16 rows or more
 # Rows of each phase that are summed at once, one vector after the other: so many streams in the order of memory, and few enough
 # that what is left of a cache line is still in L1 for the next vector. Of fewer, sums would be read and written too often.
-AT_ONCE = 8 if has("avx512f") else 4
+AT_ONCE = 4
 
 
 def run(problem: Problem, plan: ColumnsPlan, operands: Operands, mask: NDArray[Any] | None) -> None:

@@ -412,13 +412,13 @@ def stage(typingctx: Any, array: Any, wanted: Any) -> Any:
 
 @intrinsic
 def prefetch(typingctx: Any, array: Any, index: Any) -> Any:
-    """Ask for the cache lines of WIDTH elements, into L2; the address need not exist."""
+    """Ask for the cache lines of WIDTH elements, into L1; the address need not exist."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         data = _data(context, builder, sig.args[0], args[0])
         line = builder.bitcast(builder.gep(data, [args[1]]), i8.as_pointer())
         for at in range(0, WIDTH * _bytes(ELEMENTS[sig.args[0].dtype]), 64):
-            call(builder, "llvm.prefetch.p0", ir.VoidType(), [builder.gep(line, [i64(at)]), i32(0), i32(2), i32(1)])
+            call(builder, "llvm.prefetch.p0", ir.VoidType(), [builder.gep(line, [i64(at)]), i32(0), i32(3), i32(1)])
         return context.get_dummy_value()
 
     return types.void(array, types.intp), codegen
