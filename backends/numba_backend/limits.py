@@ -11,25 +11,31 @@ from . import kernels
 from .simd import WIDTH
 
 PARALLEL_BYTES = 1 << 21  # in and out together; two threads win from half of it on, but sleeping ones take 250 us to wake
-FETCH_BYTES = 1 << 13  # so far ahead memory is fetched at least: less comes too late, much more is in the way
+FETCHED_BYTES = 1 << 21  # inputs of at least so many bytes are fetched ahead: smaller ones may be in L2, where that costs 4%
+FETCH_BYTES = 1 << 13  # so far ahead at least: less comes too late, much more is in the way
 GROUP_BYTES = 1 << 10  # rows of at most this many bytes are taken as a group: 16 of them fit in half of L1
 SPLIT_BYTES = 1 << 21  # rows of at least this many bytes are shared by the threads: more of each stays in L2
 
 
-def half_of_last_cache() -> int:
-    """Half of the L3, in bytes, and at most 40 MiB: a virtual machine is told of a whole processor's, and has a share of it."""
+def most_of_last_cache() -> int:
+    """3/4 of the L3, in bytes, and at most 40 MiB: a virtual machine is told of a whole processor's, and has a share of it."""
     try:
         size = Path("/sys/devices/system/cpu/cpu0/cache/index3/size").read_text()
-        return min(int(size.strip().removesuffix("K")) << 9, 40 << 20)
+        return min((int(size.strip().removesuffix("K")) << 10) * 3 // 4, 40 << 20)
     except (OSError, ValueError):
         return 16 << 20
 
 
-STREAM_BYTES = half_of_last_cache()  # outputs of at least this many bytes go past the caches
+STREAM_BYTES = most_of_last_cache()  # outputs of at least this many bytes go past the caches
 
 
-def fetched_ahead(n: int, step: int, group: int, itemsize: int) -> int:
-    """How many elements ahead of what is summed memory is fetched: a block, or some rows or groups of rows if they are less."""
+def fetched_ahead(nbytes: int, n: int, step: int, group: int, itemsize: int) -> int:
+    """How many elements ahead of what is summed memory is fetched: a block, or some rows or groups of rows if they are less.
+
+    0 if x is too small for that.
+    """
+    if nbytes < min(FETCHED_BYTES, STREAM_BYTES):
+        return 0
     piece = min(n, kernels.BLOCK) * max(group, 1)
     pieces = -(-FETCH_BYTES // (piece * itemsize))
     return pieces * (kernels.BLOCK if n > kernels.BLOCK else step * max(group, 1))

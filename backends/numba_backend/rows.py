@@ -98,9 +98,7 @@ class RowsCall:
         shape[kernels.WANTED] = operands.mean is not None
         shape[kernels.STREAMED] = self.nbytes >= limits.STREAM_BYTES
         shape[kernels.GROUP] = group = limits.rows_at_once(self.problem, self.runs, self.inner)
-        shape[kernels.AHEAD] = (
-            limits.fetched_ahead(self.n, self.n, group, self.problem.dtype.itemsize) if shape[kernels.STREAMED] else 0
-        )
+        shape[kernels.AHEAD] = limits.fetched_ahead(self.nbytes, self.n, self.n, group, self.problem.dtype.itemsize)
         shape[kernels.X_ROWS + 2] = shape[kernels.OUT_ROWS + 2] = self.n
         return shape
 

@@ -156,13 +156,11 @@ def _shape(problem: Problem, plan: RowsPlan, sets: Sets, weights: int, operands:
     """What the kernels are told."""
     shape = rows_shape(sets, sets.number, operands)
     shape[kernels.PERIOD] = 1 if sets.apart else weights
-    shape[kernels.STREAMED] = sets.number * problem.count * problem.dtype.itemsize >= limits.STREAM_BYTES
-    shape[kernels.GROUP] = (
-        0 if operands.mask is not None else limits.rows_at_once(problem, *shape[[kernels.RUNS, kernels.INNER]].tolist())
-    )
-    if shape[kernels.STREAMED]:
-        ahead = limits.fetched_ahead(problem.count, plan.x[2], int(shape[kernels.GROUP]), problem.dtype.itemsize)
-        shape[kernels.AHEAD] = ahead
+    nbytes, itemsize = sets.number * problem.count * problem.dtype.itemsize, problem.dtype.itemsize
+    shape[kernels.STREAMED] = nbytes >= limits.STREAM_BYTES
+    runs, inner = shape[[kernels.RUNS, kernels.INNER]].tolist()
+    shape[kernels.GROUP] = group = 0 if operands.mask is not None else limits.rows_at_once(problem, runs, inner)
+    shape[kernels.AHEAD] = limits.fetched_ahead(nbytes, problem.count, plan.x[2], group, itemsize)
     for at, quad in ((kernels.X_ROWS, plan.x), (kernels.OUT_ROWS, plan.out), (kernels.M_ROWS, plan.mask)):
         shape[at : at + 4] = quad
     shape[kernels.M_STEP] = plan.mask_step
