@@ -122,10 +122,10 @@ def test_out_anywhere_in_its_page(gap, shape, monkeypatch):
 
 
 @pytest.mark.parametrize("place", [0, 8, 16, 56, 64, 2056])
-@pytest.mark.parametrize("shape", [(3, 32), (16, 32), (37, 7), (40, 100), (21, 256), (5, 300)])
+@pytest.mark.parametrize("shape", [(3, 32), (16, 32), (37, 7), (40, 100), (21, 256), (5, 300), (40, 700)])
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_rows_streamed_to_wherever_out_lies(place, shape, dtype, monkeypatch):
-    """What is streamed begins at a cache line: short rows that do not are put together before."""
+    """What is streamed begins at a cache line: short rows that do not are put together before, if 16 fit on the stack."""
     x = np.random.default_rng(0).standard_normal(shape).astype(dtype)
     weight = np.linspace(1, 2, shape[1], dtype=dtype)
     right = nk.layer_norm(x, shape[1], weight, backend="numba")

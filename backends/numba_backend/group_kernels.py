@@ -25,6 +25,7 @@ from .kernels import (
     place,
 )
 from .simd import (
+    STAGE,
     WIDTH,
     above,
     address,
@@ -181,7 +182,8 @@ def group(
     n, per_element = shape[RUNS] * shape[INNER], shape[RUNS] > 1
     streamed = shape[STREAMED] if address(out) % itemsize(out) == 0 else 0
     x_first, out_first, end_to_end = place(r, shape, X_ROWS), place(r, shape, OUT_ROWS), lie_end_to_end(shape, n)
-    staged = has_stage(out) and streamed != 0 and end_to_end and misaligned(out, out_first) > 0
+    fits = WIDTH * n * itemsize(out) <= STAGE
+    staged = has_stage(out) and fits and streamed != 0 and end_to_end and misaligned(out, out_first) > 0
     target, streamed = stage(out, staged), 0 if staged else streamed
     i, step = (rows - 1, -1) if leads(x, x_first, out, out_first) else (0, 1)
     ahead, left = place(r + rows, shape, X_ROWS) - x_first + shape[AHEAD], rows

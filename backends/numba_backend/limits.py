@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
 
 from normkit.problem import Problem
 
 from . import kernels
+from .group_kernels import LEAST
 from .simd import WIDTH
 
 PARALLEL_BYTES = 1 << 21  # in and out together; two threads win from half of it on, but sleeping ones take 250 us to wake
 FETCHED_BYTES = 1 << 21  # inputs of at least so many bytes are fetched ahead: smaller ones may be in L2, where that costs 4%
 FETCH_BYTES = 1 << 13  # so far ahead at least: less comes too late, much more is in the way
-GROUP_BYTES = 1 << 10  # rows of at most this many bytes are taken as a group: 16 of them fit in half of L1
 SPLIT_BYTES = 1 << 21  # rows of at least this many bytes are shared by the threads: more of each stays in L2
 
 
-def most_of_last_cache() -> int:
-    """3/4 of the L3, in bytes, and at most 40 MiB: a virtual machine is told of a whole processor's, and has a share of it."""
+def cache_bytes(index: int, otherwise: int) -> int:
+    """The size of a cache of this CPU: 0 is L1, 3 the last one."""
     try:
-        size = Path("/sys/devices/system/cpu/cpu0/cache/index3/size").read_text()
-        return min((int(size.strip().removesuffix("K")) << 10) * 3 // 4, 40 << 20)
+        size = Path(f"/sys/devices/system/cpu/cpu0/cache/index{index}/size").read_text()
+        return int(size.strip().removesuffix("K")) << 10
     except (OSError, ValueError):
-        return 16 << 20
+        return otherwise
 
 
-STREAM_BYTES = most_of_last_cache()  # outputs of at least this many bytes go past the caches
+# Outputs of at least this many bytes go past the caches. A virtual machine is told of a whole processor's L3, and has a share of it
+STREAM_BYTES = min(cache_bytes(3, 24 << 20) * 3 // 4, 40 << 20)
+
+# Rows of at most this many bytes are taken as a group of 16. What comes from memory should fit in half of L1: a group is read, then
+# written. Of halves, which take longer to compute, and in cache rows may be longer
+GROUP_BYTES = 1 << 10
+GROUP_HALF_BYTES = 1 << 11 if cache_bytes(0, 0) >= 48 << 10 else GROUP_BYTES
+GROUP_CACHED_BYTES = 1 << 12
 
 
 def fetched_ahead(nbytes: int, n: int, step: int, group: int, itemsize: int) -> int:
@@ -51,7 +59,11 @@ def splitting(problem: Problem) -> Callable[[int, int], bool]:
 
 def rows_at_once(problem: Problem, runs: int, inner: int) -> int:
     """How many rows a kernel takes as a group; 0 if each is taken by itself."""
-    nbytes = runs * inner * problem.dtype.itemsize
-    if problem.statistics == "given" or min(runs, inner) > 1 or nbytes > GROUP_BYTES:
+    n, size, itemsize, longest = runs * inner, prod(problem.shape), problem.dtype.itemsize, GROUP_BYTES
+    if 2 * size * itemsize < PARALLEL_BYTES:
+        longest = GROUP_CACHED_BYTES
+    elif itemsize == 2:
+        longest = GROUP_HALF_BYTES
+    if problem.statistics == "given" or min(runs, inner) > 1 or n * itemsize > longest or size < LEAST * n:
         return 0
     return WIDTH
