@@ -30,8 +30,8 @@ def cache_bytes(index: int, otherwise: int) -> int:
 # Outputs of at least this many bytes go past the caches. (A virtual machine is told of all of an L3 of which it has a share)
 STREAM_BYTES = min(cache_bytes(3, 24 << 20) * 3 // 4, 40 << 20)
 
-# Rows of at most this many bytes are taken as a group of 16. If they come from memory they should fit in half of L1, as a group is
-# read, then written; those of halves, which take longer to compute, and those in cache may be longer
+# Rows of at most this many bytes are taken as a group of 16. A group is read, then written: from memory it should fit in
+# half of L1. Of halves, which take longer to compute, and in cache rows may be longer
 GROUP_BYTES = 1 << 10
 GROUP_HALF_BYTES = 1 << 11 if cache_bytes(0, 0) >= 48 << 10 else GROUP_BYTES
 GROUP_CACHED_BYTES = 1 << 12
