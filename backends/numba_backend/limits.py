@@ -13,8 +13,8 @@ from .group_kernels import LEAST
 from .simd import WIDTH
 
 PARALLEL_BYTES = 1 << 21  # in and out together; two threads win from half of it on, but sleeping ones take 250 us to wake
-FETCHED_BYTES = 1 << 21  # inputs of at least so many bytes are fetched ahead: smaller ones may be in L2, where that costs 4%
-FETCH_BYTES = 1 << 13  # so far ahead at least: less comes too late, much more is in the way
+FETCH_BYTES = 1 << 21  # inputs of at least this many bytes are fetched ahead: in L2, where smaller ones may be, that costs 4%
+AHEAD_BYTES = 1 << 13  # so far ahead at least: less comes too late, much more is in the way
 SPLIT_BYTES = 1 << 21  # rows of at least this many bytes are shared by the threads: more of each stays in L2
 
 
@@ -27,7 +27,7 @@ def cache_bytes(index: int, otherwise: int) -> int:
         return otherwise
 
 
-# Outputs of at least this many bytes go past the caches. (A virtual machine is told of all of an L3 of which it has a share)
+# Outputs of at least this many bytes go past the caches. A virtual machine is told of a whole L3, and may have a share of it
 STREAM_BYTES = min(cache_bytes(3, 24 << 20) * 3 // 4, 40 << 20)
 
 # Rows of at most this many bytes are taken as a group of 16. A group is read, then written: from memory it should fit in
@@ -42,10 +42,10 @@ def fetched_ahead(nbytes: int, n: int, step: int, group: int, itemsize: int) -> 
 
     0 if x is too small for that.
     """
-    if nbytes < min(FETCHED_BYTES, STREAM_BYTES):
+    if nbytes < min(FETCH_BYTES, STREAM_BYTES):
         return 0
     piece = min(n, kernels.BLOCK) * max(group, 1)
-    pieces = -(-FETCH_BYTES // (piece * itemsize))
+    pieces = -(-AHEAD_BYTES // (piece * itemsize))
     return pieces * (kernels.BLOCK if n > kernels.BLOCK else step * max(group, 1))
 
 
