@@ -17,6 +17,7 @@ import pytest
 from normkit.bench import cli, report
 from normkit.bench.cases import EPS, GROUPS, Case, make_inputs, np_dtype, select
 from normkit.bench.contenders import CONTENDERS, Contender, in_turns
+from normkit.bench.cores import core_distance
 from normkit.bench.results import CaseResult, Run, Score, Settings, geometric_mean
 
 pytest.importorskip("rich")
@@ -272,3 +273,88 @@ def test_rounds_and_sweeps_are_counts(option, value, capsys):
     with pytest.raises(SystemExit):
         arguments(f"{option}={value}")
     assert f"{option}: expected a whole number from 1 on, got '{value}'" in capsys.readouterr().err
+
+
+NEAR, FAR = 1e-7, 4e-7
+
+
+def moved_apart():
+    """A run whose cores were apart in the second of three rounds; and in all that torch played but the first."""
+    normkit = Score([1.0, 0.5, 1.0], [NEAR, FAR, NEAR])
+    numpy, torch = Score([4.0, 3.0, 4.2], [NEAR, FAR, 1.3 * NEAR]), Score([2.0, 2.0, 2.0], [NEAR, FAR, FAR])
+    result = CaseResult(Case.parse("layer_norm/2x8"), {"normkit": normkit, "NumPy": numpy, "torch": torch})
+    return Run({}, Settings(3, 0.1), "normkit", results=[result]), result
+
+
+def test_rounds_with_cores_apart_do_not_count():
+    run, result = moved_apart()
+    run.settle()
+    assert run.near == pytest.approx(2 * NEAR)
+    assert result.ratios("NumPy", "normkit") == [4.0, 4.2]
+    assert result.ratios("torch", "normkit") == [2.0]
+    assert (result.time("normkit"), result.time("torch")) == (1.0, 2.0)
+    assert run.unsettled == [result]  # torch has one round of three
+    for score in result.scores.values():
+        score.distances[2] = NEAR
+    assert run.unsettled == []
+
+
+def test_rounds_count_where_none_is_near_and_where_nothing_is_known():
+    run, result = moved_apart()
+    result.scores["torch"].distances = [FAR, FAR, FAR]
+    run.settle()
+    assert len(result.ratios("torch", "normkit")) == 3
+    assert run.unsettled == [result]
+    for score in result.scores.values():
+        score.distances = [None, None, None]
+    run.settle()
+    assert run.near == math.inf
+    assert len(result.ratios("NumPy", "normkit")) == 3
+    assert run.unsettled == []
+
+
+def test_the_report_says_that_cores_were_apart(tmp_path):
+    run, _ = moved_apart()
+    run.save(tmp_path / "a.json")
+    again = Run.load(tmp_path / "a.json")
+    assert again.results[0].ratios("NumPy", "normkit") == [4.0, 4.2]
+    apart, unsettled, *_ = report._remarks(again)
+    assert apart.startswith("cores: apart during 4 of 9 turns: a line went to another core and back in 400 ns, otherwise in 100 ns;")
+    assert unsettled.endswith("of the rounds count in layer_norm (2, 8)")
+    far, _ = moved_apart()
+    for score in far.results[0].scores.values():
+        score.distances = [FAR, FAR, FAR]
+    assert report.agreement(again, again)[0] == "small (below 1 MB):"
+    assert report.agreement(again, far)[0].startswith("not on the same footing: a line takes 100 ns between cores, 400 ns")
+
+
+def test_sweeps_are_played_again_for_cases_with_cores_apart(monkeypatch):
+    looks = []
+
+    def distance():
+        """Near in the first sweep and in the last."""
+        looks.append(0)
+        return NEAR if len(looks) <= 3 or len(looks) > 6 else FAR
+
+    monkeypatch.setattr("normkit.bench.runner.core_distance", distance)
+    run = cli.measure([Case.parse("layer_norm/2x8")], ["NumPy", "np.copy"], Settings(1, 0.001, 4))
+    assert len(run.results[0].scores["NumPy"].seconds) == 4
+    looks.clear()
+    monkeypatch.setattr("normkit.bench.runner.core_distance", lambda: (looks.append(0), NEAR if len(looks) <= 3 else FAR)[1])
+    run = cli.measure([Case.parse("layer_norm/2x8")], ["NumPy", "np.copy"], Settings(1, 0.001, 3))
+    assert len(run.results[0].scores["NumPy"].seconds) == 5  # 3, and 2 more, in vain
+    assert run.results[0].rounds("NumPy", "np.copy") == [0]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="threads cannot be bound to cores")
+def test_the_distance_of_two_cores_is_that_of_a_cache_line():
+    allowed = os.sched_getaffinity(0)
+    distance = core_distance()
+    assert os.sched_getaffinity(0) == allowed
+    if len(allowed) > 1:
+        assert distance is None or 1e-8 < distance < 1e-3
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        assert core_distance() is None
+    finally:
+        os.sched_setaffinity(0, allowed)

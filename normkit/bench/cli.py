@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from normkit.bench import gpu
 from normkit.bench.cases import GROUPS, Case, select
 from normkit.bench.contenders import CONTENDERS
-from normkit.bench.results import CaseResult, Run, Settings
+from normkit.bench.results import Run, Settings
 
 EPILOG = f"""\
 A case is a group ({", ".join(GROUPS)}), a pattern over their names such as 'instance_norm/*', or a case of your own:
@@ -24,8 +24,6 @@ pip install "normkit[peers]" installs the peers.
 """
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
-
-    from normkit.bench.runner import Match
 
 QUICK, FULL = Settings(5, 0.03), Settings(2, 0.1, 5)
 CURE = 'pip install "normkit[demo]"'
@@ -39,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--only", metavar="NAMES", help="contenders by the beginnings or parts of their names, separated by commas"
     )
-    parser.add_argument("--full", action="store_true", help="all standard cases, longer turns, 5 sweeps (12 minutes)")
+    parser.add_argument("--full", action="store_true", help="all standard cases, longer turns, 5 sweeps (13 minutes or more)")
     parser.add_argument("--rounds", type=_count, metavar="N", help="rounds of turns in a sweep")
     parser.add_argument("--sweeps", type=_count, metavar="N", help="sweeps over all cases, each with processes of its own")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured; - for the terminal")
@@ -108,37 +106,40 @@ def settings(args: argparse.Namespace) -> Settings:
 def measure(cases: list[Case], names: list[str], chosen: Settings) -> Run:
     """Play every case in every sweep. Ctrl-C ends it, and leaves what was measured."""
     from normkit.bench.machine import describe
-    from normkit.bench.runner import Match
 
     present = [name for name in names if not CONTENDERS[name].missing]
     base = "normkit" if "normkit" in present else (present or names)[-1]
     run = Run(describe(), chosen, base)
     run.left_out = {n: f"not installed: {', '.join(CONTENDERS[n].missing)}" for n in names if n not in present}
     with _progress_bar() as bar:
-        steps = chosen.sweeps * len(cases) * len(present) * (chosen.rounds + 2)
-        task = bar.add_task("starting the contenders", total=steps, turn="")
+        task = bar.add_task("starting the contenders", total=len(cases) * chosen.sweeps, turn="")
         bar.refresh()
         try:
             for sweep in range(chosen.sweeps):
-                with Match(present, chosen, sweep) as match:
-                    run.versions, run.left_out = match.versions, run.left_out | match.left_out
-                    _play(run, cases, match, sweep / chosen.sweeps, bar, task)
+                _play(run, cases, present, sweep, bar, task)
+            for sweep in range(chosen.sweeps, 2 * chosen.sweeps - 1):
+                run.settle()
+                again = [result.case for result in run.unsettled]
+                bar.update(task, total=(bar.tasks[0].total or 0) + len(again))
+                _play(run, again, present, sweep, bar, task)
         except KeyboardInterrupt:
             run.interrupted = True
+    run.settle()
     return run
 
 
-def _play(run: Run, cases: list[Case], match: Match, done: float, bar: Progress, task: TaskID) -> None:
-    def advance(name: str) -> None:
-        bar.update(task, advance=1, turn=name, refresh=True)
+def _play(run: Run, cases: list[Case], names: list[str], sweep: int, bar: Progress, task: TaskID) -> None:
+    """One sweep over these cases."""
+    from normkit.bench.runner import Match
 
-    total = bar.tasks[0].total or 0
-    for index, case in enumerate(cases):
-        completed = total * (done + index / len(cases) / run.settings.sweeps)
-        bar.update(task, description=case.title, completed=completed, refresh=True)
-        if index == len(run.results):
-            run.results.append(CaseResult(case, {}))
-        match.play(run.results[index], advance)
+    if not cases:
+        return
+    with Match(names, run.settings, sweep) as match:
+        run.versions, run.left_out = match.versions, run.left_out | match.left_out
+        for case in cases:
+            bar.update(task, description=case.title, refresh=True)
+            match.play(run.result(case), lambda name: bar.update(task, turn=name, refresh=True))
+            bar.update(task, advance=1)
 
 
 def _progress_bar() -> Progress:

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from normkit.bench.cases import PLAIN, Case
 from normkit.bench.contenders import CONTENDERS
-from normkit.bench.results import CaseResult, Run, Score, geometric_mean
+from normkit.bench.results import APART, CaseResult, Run, Score, geometric_mean
 
 BEGIN, END = "<!-- normkit bench: begin -->", "<!-- normkit bench: end -->"
 COLOURS = {"floor": "dim", "peer": "", "normkit": "bold green"}
@@ -81,19 +81,18 @@ def _case_table(run: Run, result: CaseResult, wide: bool) -> Table:
     for heading, width in (("time", 8), ("ratio", 8), ("±", 5), ("of copy", 7), ("error", 9)):
         table.add_column(heading, justify="right", width=width)
     table.add_column("", width=30 if wide else 12)
-    longest = max(score.time for score in result.timed.values())
+    longest = max(result.time(name) for name in result.timed)
     for name in sorted(result.timed, key=lambda n: result.ratio(n, run.base)):
-        share = result.scores[name].time / longest
+        share = result.time(name) / longest
         bar = Bar(1, 0, share, width=30 if wide else 12)
         table.add_row(f"  {name}", *_cells(run, result, name), bar, style=COLOURS[CONTENDERS[name].kind])
     return table
 
 
 def _cells(run: Run, result: CaseResult, name: str) -> list[str]:
-    score = result.scores[name]
     spread = "" if name == run.base else f"{result.spread(name, run.base):.0%}"
     ratio = ratio_text(result.ratio(name, run.base))
-    return [seconds_text(score.time), ratio, spread, copy_fraction(result, name), error_text(score)]
+    return [seconds_text(result.time(name)), ratio, spread, copy_fraction(result, name), error_text(result.scores[name])]
 
 
 def copy_fraction(result: CaseResult, name: str) -> str:
@@ -141,9 +140,25 @@ def _remarks(run: Run) -> list[str]:
     turns = sum(len(score.seconds) for result in run.results for score in result.scores.values())
     if disturbed := sum(result.disturbed for result in run.results):
         lines.append(f"disturbed: other processes had part of the cores during {disturbed} of {turns} turns")
+    lines += _distance_remarks(run)
     if run.interrupted:
         lines.append("interrupted: these are the rounds that were played")
     return [*lines, *layout_costs(run), *losses(run)]
+
+
+def _distance_remarks(run: Run) -> list[str]:
+    """Whether the host of a virtual machine moved the cores apart, and what became of those turns."""
+    near = [d for d in run.distances if d <= run.near]
+    far = [d for d in run.distances if d > run.near]
+    if not far:
+        return []
+    lines = [
+        f"cores: apart during {len(far)} of {len(near) + len(far)} turns: a line went to another core and back in "
+        f"{seconds_text(median(far))}, otherwise in {seconds_text(median(near))}; those turns do not count"
+    ]
+    if unsettled := [result.case.title for result in run.unsettled]:
+        lines.append(f"cores: less than half of the rounds count in {', '.join(unsettled)}")
+    return lines
 
 
 def losses(run: Run) -> list[str]:
@@ -160,7 +175,7 @@ def losses(run: Run) -> list[str]:
 
 def layout_costs(run: Run) -> list[str]:
     """What a layout or a dtype costs: the base's time over that of the plain case with the same elements."""
-    times = {result.case.spec: result.scores[run.base].time for result in run.finished}
+    times = {result.case.spec: result.time(run.base) for result in run.finished}
     pairs = [(spec, plain) for spec, plain in PLAIN.items() if spec in times and plain in times]
     lines = [f"{spec}: {times[spec] / times[plain]:.2f}x of {plain}" for spec, plain in pairs]
     return [f"{run.base}'s time over that of the plain layout:", *lines] if lines else []
@@ -168,13 +183,21 @@ def layout_costs(run: Run) -> list[str]:
 
 def agreement(run: Run, other: Run) -> list[str]:
     """How far the ratios of two runs differ, by size of the arrays: one by one, and the mean of each contender's."""
-    lines = []
+    lines = _apart(run, other)
     sizes = (("small (below 1 MB)", 0, 1e6), ("medium (1 to 8 MB)", 1e6, 8e6), ("large (8 MB and more)", 8e6, float("inf")))
     for title, low, high in sizes:
         changes = [change for change in _changes(run, other) if low <= change[2].nbytes < high]
         if changes:
             lines += [f"{title}:", *_spread(changes)]
     return lines
+
+
+def _apart(run: Run, other: Run) -> list[str]:
+    """A warning, where the machines of two runs cannot be compared."""
+    here, there = run.near / APART, other.near / APART
+    if 1 / APART <= here / there <= APART or not (run.distances and other.distances):
+        return []
+    return [f"not on the same footing: a line takes {seconds_text(here)} between cores, {seconds_text(there)} there"]
 
 
 def _spread(changes: list[tuple[float, str, Case]]) -> list[str]:
@@ -232,8 +255,7 @@ def _markdown_cases(run: Run) -> str:
 def _markdown_cell(run: Run, result: CaseResult, name: str) -> str:
     if name not in result.timed:
         return "-"
-    score = result.scores[name]
-    parts = [seconds_text(score.time), ratio_text(result.ratio(name, run.base)), error_text(score)]
+    parts = [seconds_text(result.time(name)), ratio_text(result.ratio(name, run.base)), error_text(result.scores[name])]
     text = "<br>".join(part for part in parts if part)
     return f"**{text}**" if CONTENDERS[name].kind == "normkit" else text
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
-from math import exp, log
+from dataclasses import asdict, dataclass, field, fields
+from math import exp, inf, log
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
 from normkit.bench.cases import Case
 from normkit.bench.contenders import CONTENDERS
+
+APART = 2.0  # cores are apart if a line takes this many times as long as between near ones
 
 
 @dataclass(frozen=True)
@@ -28,27 +30,32 @@ class Settings:
 
 @dataclass
 class Score:
-    """What a contender did in one case: seconds per call for each round, and how far its result was off."""
+    """What a contender did in one case: seconds per call for each round, and how far its result was off.
+
+    `distances` of two cores, in seconds (see `cores.py`), are the longer of those before and after each round, where known.
+    """
 
     seconds: list[float] = field(default_factory=list)
+    distances: list[float | None] = field(default_factory=list)
     error: float | None = None
     ulps: float | None = None  # of half types only
     note: str = ""
     failure: str = ""
 
-    @property
-    def time(self) -> float:
-        """Median over the rounds."""
-        return median(self.seconds)
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Score:
+        """What `Run.to_json` made of one."""
+        return cls(**{f.name: data[f.name] for f in fields(cls) if f.name in data or f.name != "distances"})
 
 
 @dataclass
 class CaseResult:
-    """The scores of one case, by contender."""
+    """The scores of one case, by contender. Rounds in which cores were at most `near` apart count, or all if there are none."""
 
     case: Case
     scores: dict[str, Score]
     disturbed: int = 0  # turns during which other processes had part of the cores
+    near: float = inf
 
     @property
     def timed(self) -> dict[str, Score]:
@@ -56,10 +63,24 @@ class CaseResult:
         rounds = max((len(score.seconds) for score in self.scores.values()), default=0)
         return {name: s for name, s in self.scores.items() if not s.failure and s.seconds and len(s.seconds) >= rounds - 1}
 
+    def rounds(self, *names: str) -> list[int]:
+        """The rounds that count for these contenders."""
+        return self.near_rounds(*names) or list(range(min(len(self.scores[name].seconds) for name in names)))
+
+    def near_rounds(self, *names: str) -> list[int]:
+        """The rounds in which the cores were near each other in the turns of all of these."""
+        scores = [self.scores[name] for name in names]
+        played = range(min(len(score.seconds) for score in scores))
+        return [i for i in played if all(d <= self.near for score in scores for d in score.distances[i : i + 1] if d)]
+
+    def time(self, name: str) -> float:
+        """Median over the rounds."""
+        return median(self.scores[name].seconds[i] for i in self.rounds(name))
+
     def ratios(self, name: str, base: str) -> list[float]:
         """Time of one over time of the other, round by round."""
-        pairs = zip(self.scores[name].seconds, self.scores[base].seconds, strict=False)
-        return [mine / other for mine, other in pairs]
+        mine, other = self.scores[name].seconds, self.scores[base].seconds
+        return [mine[i] / other[i] for i in self.rounds(name, base)]
 
     def ratio(self, name: str, base: str) -> float:
         """Median of the ratios inside the rounds."""
@@ -85,6 +106,37 @@ class Run:
     left_out: dict[str, str] = field(default_factory=dict)
     results: list[CaseResult] = field(default_factory=list)
     interrupted: bool = False
+
+    def result(self, case: Case) -> CaseResult:
+        """That of a case, which is new if there is none yet."""
+        found = next((result for result in self.results if result.case == case), None)
+        if found is None:
+            found = CaseResult(case, {})
+            self.results.append(found)
+        return found
+
+    @property
+    def distances(self) -> list[float]:
+        """Of two cores, in every turn."""
+        return [d for result in self.results for score in result.scores.values() for d in score.distances if d]
+
+    @property
+    def near(self) -> float:
+        """Seconds up to which cores are near each other: twice the distance in the nearest tenth of the turns."""
+        distances = sorted(self.distances)
+        return APART * distances[len(distances) // 10] if distances else inf
+
+    def settle(self) -> None:
+        """Let the rounds count in which the cores were near."""
+        near = self.near
+        for result in self.results:
+            result.near = near
+
+    @property
+    def unsettled(self) -> list[CaseResult]:
+        """The cases of which less than half of the rounds asked for count."""
+        asked = self.settings.sweeps * self.settings.rounds
+        return [r for r in self.finished if any(2 * len(r.near_rounds(name, self.base)) < asked for name in r.timed)]
 
     @property
     def finished(self) -> list[CaseResult]:
@@ -128,19 +180,19 @@ class Run:
     def _score(self, result: CaseResult, name: str) -> dict[str, Any]:
         score = asdict(result.scores[name])
         if name in result.timed and self.base in result.timed:
-            score["time"] = result.scores[name].time
+            score["time"] = result.time(name)
             score["ratio"], score["spread"] = result.ratio(name, self.base), result.spread(name, self.base)
         return score
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Run:
         """A run from what `to_json` gave."""
-        fields = ("seconds", "error", "ulps", "note", "failure")
         run = cls(data["machine"], Settings(**data["settings"]), data["base"], data["versions"], data["left_out"])
         run.interrupted = data["interrupted"]
         for entry in data["cases"]:
-            scores = {n: Score(**{f: s[f] for f in fields}) for n, s in entry["contenders"].items()}
+            scores = {name: Score.from_json(score) for name, score in entry["contenders"].items()}
             run.results.append(CaseResult(Case.parse(entry["case"]), scores, entry.get("disturbed", 0)))
+        run.settle()
         return run
 
     def dumps(self) -> str:

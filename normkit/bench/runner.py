@@ -25,6 +25,7 @@ import numpy as np
 
 from normkit.bench.cases import make_inputs, np_dtype
 from normkit.bench.contenders import CONTENDERS
+from normkit.bench.cores import core_distance
 from normkit.bench.machine import done_between, work_of_others
 from normkit.bench.oracle import Oracle
 from normkit.bench.results import CaseResult, Score, Settings
@@ -124,6 +125,7 @@ class Match:
         self._processes: dict[str, Process] = {}
         self._order = Random(sweep)
         self._retries = 0  # of the case being played
+        self._distance: float | None = None  # of two cores, after the last turn
 
     def __enter__(self) -> Match:
         self._folder = Path(tempfile.mkdtemp(prefix="normkit-bench-", dir=roomy_folder()))
@@ -162,6 +164,7 @@ class Match:
             score.note, score.failure = answer.get("note", ""), score.failure or answer.get("unsupported", "")
             advance(name)
         self._retries = self.settings.rounds * len(self._processes) // 2
+        self._distance = core_distance()
         for _ in range(self.settings.rounds):
             names = self._able(result)
             for name in self._order.sample(names, len(names)):
@@ -189,7 +192,9 @@ class Match:
                 break
             self._retries -= 1
         if answer:
+            earlier, self._distance = self._distance, core_distance()
             result.scores[name].seconds.append(answer["seconds"])
+            result.scores[name].distances.append(max(filter(None, (earlier, self._distance)), default=None))
             result.disturbed += disturbance > QUIET
 
     def _check(self, name: str, score: Score, oracle: Oracle, x: Any) -> None:
