@@ -19,7 +19,7 @@ from numba.extending import intrinsic
 LINE = 16  # numbers: two cache lines, which some CPUs fetch together
 TRIPS = 200  # of the line in one look
 LOOKS = 5  # of which the shortest counts: an interrupt takes as long as a whole look
-PATIENCE = 10_000_000  # looks at the line before the other thread is given up, some tens of milliseconds
+PATIENCE = 1_000_000_000  # looks at the line before the other thread is given up: 0.1 s and more
 
 
 def core_distance() -> float | None:
