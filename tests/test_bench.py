@@ -319,7 +319,9 @@ def test_the_report_says_that_cores_were_apart(tmp_path):
     again = Run.load(tmp_path / "a.json")
     assert again.results[0].ratios("NumPy", "normkit") == [4.0, 4.2]
     apart, unsettled, *_ = report._remarks(again)
-    assert apart.startswith("cores: apart during 4 of 9 turns: a line went to another core and back in 400 ns, otherwise in 100 ns;")
+    assert apart.startswith(
+        "cores: apart during 4 of 9 turns: a line went to another core and back in 400 ns, otherwise in 100 ns;"
+    )
     assert unsettled.endswith("of the rounds count in layer_norm (2, 8)")
     far, _ = moved_apart()
     for score in far.results[0].scores.values():

@@ -56,6 +56,11 @@ def takes_apart() -> bool:
     return has("avx") and not has("avx512f")
 
 
+def has_long_vectors() -> bool:
+    """Whether the sums of two times 16 elements in float64 fit in half of the registers."""
+    return has("avx512f")
+
+
 def like(v: Any, element: ir.Type, value: Any = None) -> Any:
     """A constant of that element type for v, or only the type if there is no value: a vector if v is one."""
     kind = ir.VectorType(element, v.type.count) if isinstance(v.type, ir.VectorType) else element

@@ -37,9 +37,11 @@ from .simd import (
     has_stage,
     is_double,
     itemsize,
+    keep_first,
     load,
     load_first,
     one_by_one,
+    pays_in_pairs,
     pick,
     prefetch,
     put,
@@ -51,6 +53,7 @@ from .simd import (
     store_first,
     stream,
     total,
+    unity,
 )
 
 # Fields of `work`, each of WIDTH numbers, one for each row of a group; those from S and Q on hold 4 of each row, see `totals`
@@ -73,17 +76,48 @@ def totals(work: Any, at: int) -> Any:
 
 
 @inline
+def two_sums(x: Any, a: int, b: int, n: int, shift_a: float, shift_b: float, ahead: int) -> Any:
+    """`lane_sums` of the rows at a and b, side by side: each waits for the sums before it, and the other fills the time."""
+    s = q = s2 = q2 = splat(0.0, np.float64)
+    one, center, center2 = splat(unity(x), np.float64), splat(shift_a, np.float64), splat(shift_b, np.float64)
+    whole = n - n % WIDTH
+    for i in range(0, whole, WIDTH):
+        one_by_one()
+        if ahead != 0:
+            prefetch(x, a + i + ahead)
+            prefetch(x, b + i + ahead)
+        d, e = load(x, a + i, np.float64) - center, load(x, b + i, np.float64) - center2
+        s, s2 = fma(d, one, s), fma(e, one, s2)
+        q, q2 = fma(d, d, q), fma(e, e, q2)
+    if whole < n:
+        d = keep_first(load_first(x, a + whole, n - whole, np.float64) - center, n - whole)
+        e = keep_first(load_first(x, b + whole, n - whole, np.float64) - center2, n - whole)
+        s, s2 = s + d, s2 + e
+        q, q2 = fma(d, d, q), fma(e, e, q2)
+    return s, q, s2, q2
+
+
+@inline
 def group_deviations(x: Any, shape: Any, r: int, rows: int, shifted: bool, work: Any, ahead: int) -> Any:
     """`deviations` of a few rows from r on, one in each lane, from their shifts in `work`."""
     n = shape[RUNS] * shape[INNER]
-    for i in range(rows):
+    two = pays_in_pairs(x) and (ahead == 0 or (itemsize(x) == 2 and shape[STREAMED] == 0))  # else memory is too slow
+    for i in range(0, rows, 2 if two else 1):
         one_by_one()
-        at, shift = place(r + i, shape, X_ROWS), 0.0
+        j = min(i + 1, rows - 1) if two else i
+        a, b = place(r + i, shape, X_ROWS), place(r + j, shape, X_ROWS)
+        first, second = 0.0, 0.0
         if shifted:
-            shift = element(work, SHIFT + i)
+            first, second = element(work, SHIFT + i), element(work, SHIFT + j)
         else:
-            put(work, ORIGIN + i, element(x, at))
-        s, q, _ = lane_sums(x, at, None, 0, 0, n, shift, ahead)
+            put(work, ORIGIN + i, element(x, a))
+            put(work, ORIGIN + j, element(x, b))
+        if two:
+            s, q, s2, q2 = two_sums(x, a, b, n, first, second, ahead)
+            keep_sums(work, S, j, s2)
+            keep_sums(work, Q, j, q2)
+        else:
+            s, q, _ = lane_sums(x, a, None, 0, 0, n, first, ahead)
         keep_sums(work, S, i, s)
         keep_sums(work, Q, i, q)
     s = totals(work, S)

@@ -206,8 +206,8 @@ def too_close(x: Any, offset: Any, a: Any, b: Any) -> Any:
 
 @inline
 def doubtful(y: Any, least: Any) -> Any:
-    """1 where y, computed in float32, is below `least`, see `too_close`."""
-    return above(least, magnitude(y))
+    """1 where y is below `least`, see `too_close`."""
+    return above(least, magnitude(cast(y, np.float32)))
 
 
 @inline
@@ -243,25 +243,30 @@ def bounds_of(x: Any, weight: Any, bias: Any, shape: Any, rows: int, work: Any) 
 
 @inline
 def normalized(
-    x: Any, xi: int, k: int, weight: Any, bias: Any, w: int, per_element: bool, factors: Any, wide: Any, least: Any,
-    compute: Any,
+    x: Any, xi: int, k: int, weight: Any, bias: Any, w: int, per_element: bool, factors: Any, compute: Any
 ) -> Any:  # fmt: skip
-    """k normalized elements; of half types, those that need it in float64. None below `least` is sure not to."""
+    """k normalized elements."""
     y = affine(x, lanes(x, xi, k, compute), factors)
     if per_element:
         y = fma(y, lanes(weight, w, k, compute), lanes(bias, w, k, compute))
-    if itemsize(x) == 2 and any_of(doubtful(cast(y, np.float32), least)):
-        one_by_one()  # nothing of this is worth being done beforehand
-        own = least
-        if per_element:
-            a, b = lanes(weight, w, k, np.float32), lanes(bias, w, k, np.float32)
-            own = too_close(x, cast(factors[3], np.float32), a, b)
-        again = doubtful(cast(y, np.float32), own)
-        if any_of(again):
-            y64 = affine(x, lanes(x, xi, k, np.float64), wide)
-            if per_element:
-                y64 = fma(y64, lanes(weight, w, k, np.float64), lanes(bias, w, k, np.float64))
-            y = pick(cast(again, compute), cast(y64, compute), y)
+    return y
+
+
+@inline
+def settled(
+    y: Any, x: Any, xi: int, k: int, weight: Any, bias: Any, w: int, per_element: bool, factors: Any, wide: Any, least: Any,
+    compute: Any,
+) -> Any:  # fmt: skip
+    """What `normalized` made of halves; in float64 where that is needed. None at or above `least` needs it."""
+    one_by_one()  # nothing of this is worth being done beforehand
+    own = least
+    if per_element:
+        a, b = lanes(weight, w, k, np.float32), lanes(bias, w, k, np.float32)
+        own = too_close(x, cast(factors[3], np.float32), a, b)
+    again = doubtful(y, own)
+    if any_of(again):
+        y64 = normalized(x, xi, k, weight, bias, w, per_element, wide, np.float64)
+        y = pick(cast(again, compute), cast(y64, compute), y)
     return y
 
 
@@ -282,12 +287,30 @@ def apply_lanes(
     rest = (n - head) % WIDTH
     for i, k in ((0, head), (n - rest, rest)):
         if k > 0:
-            y = normalized(x, xi + i, k, weight, bias, w + i, per_element, factors, wide, least, compute)
+            y = normalized(x, xi + i, k, weight, bias, w + i, per_element, factors, compute)
+            if itemsize(x) == 2 and any_of(doubtful(y, least)):
+                y = settled(y, x, xi + i, k, weight, bias, w + i, per_element, factors, wide, least, compute)
             store_first(out, oi + i, k, y)
     step, i = (-WIDTH, n - rest - WIDTH) if leads(x, xi, out, oi) else (WIDTH, head)
-    for _ in range((n - head) // WIDTH):
+    whole = (n - head) // WIDTH
+    if itemsize(x) == 2 and not is_double(factors[0]) and not streamed:  # by twos: to ask is a third of the work
+        for _ in range(whole // 2):
+            one_by_one()
+            j = i + step
+            y = normalized(x, xi + i, WIDTH, weight, bias, w + i, per_element, factors, compute)
+            z = normalized(x, xi + j, WIDTH, weight, bias, w + j, per_element, factors, compute)
+            if any_of(pick(doubtful(y, least), doubtful(y, least), doubtful(z, least))):
+                y = settled(y, x, xi + i, WIDTH, weight, bias, w + i, per_element, factors, wide, least, compute)
+                z = settled(z, x, xi + j, WIDTH, weight, bias, w + j, per_element, factors, wide, least, compute)
+            store(out, oi + i, y)
+            store(out, oi + j, z)
+            i = j + step
+        whole %= 2
+    for _ in range(whole):
         one_by_one()
-        y = normalized(x, xi + i, WIDTH, weight, bias, w + i, per_element, factors, wide, least, compute)
+        y = normalized(x, xi + i, WIDTH, weight, bias, w + i, per_element, factors, compute)
+        if itemsize(x) == 2 and any_of(doubtful(y, least)):
+            y = settled(y, x, xi + i, WIDTH, weight, bias, w + i, per_element, factors, wide, least, compute)
         if streamed:
             prefetch(x, xi + i + ahead)
             stream(out, oi + i, y)

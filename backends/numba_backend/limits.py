@@ -9,6 +9,7 @@ from pathlib import Path
 from normkit.problem import Problem
 
 from . import kernels
+from .conversions import has_long_vectors
 from .group_kernels import LEAST
 from .simd import WIDTH
 
@@ -30,11 +31,11 @@ def cache_bytes(index: int, otherwise: int) -> int:
 # Outputs of at least this many bytes go past the caches. A virtual machine is told of a whole L3, and may have a share of it
 STREAM_BYTES = min(cache_bytes(3, 24 << 20) * 3 // 4, 40 << 20)
 
-# Rows of at most this many bytes are taken as a group of 16. A group is read, then written: from memory it should fit in
-# half of L1. Of halves, which take longer to compute, and in cache rows may be longer
-GROUP_BYTES = 1 << 10
-GROUP_HALF_BYTES = 1 << 11 if cache_bytes(0, 0) >= 48 << 10 else GROUP_BYTES
-GROUP_CACHED_BYTES = 1 << 12
+# Rows of at most so many bytes are taken as a group of 16, if memory is what is waited for: a group is read, then written, and
+# should fit in half of L1. Where arithmetic is waited for, groups take less time than their rows one by one
+GROUP_ROW_BYTES = 1 << 10
+CACHED_ROW_BYTES = 1 << 12
+GROUP_BYTES = cache_bytes(0, 32 << 10) // 2  # of fewer rows that are longer, where two are summed side by side
 
 
 def fetched_ahead(nbytes: int, n: int, step: int, group: int, itemsize: int) -> int:
@@ -59,11 +60,10 @@ def splitting(problem: Problem) -> Callable[[int, int], bool]:
 
 def rows_at_once(problem: Problem, runs: int, inner: int) -> int:
     """How many rows a kernel takes as a group; 0 if each is taken by itself."""
-    n, size, itemsize, longest = runs * inner, prod(problem.shape), problem.dtype.itemsize, GROUP_BYTES
-    if 2 * size * itemsize < PARALLEL_BYTES:
-        longest = GROUP_CACHED_BYTES
-    elif itemsize == 2:
-        longest = GROUP_HALF_BYTES
-    if problem.statistics == "given" or min(runs, inner) > 1 or n * itemsize > longest or size < LEAST * n:
+    n, size, itemsize = runs * inner, prod(problem.shape), problem.dtype.itemsize
+    if problem.statistics == "given" or min(runs, inner) > 1 or size < LEAST * n:
         return 0
-    return WIDTH
+    if has_long_vectors() and (itemsize == 2 or size * itemsize < FETCH_BYTES):
+        return min(max(GROUP_BYTES // (n * itemsize), LEAST), WIDTH) if n <= kernels.BLOCK else 0
+    longest = CACHED_ROW_BYTES if 2 * size * itemsize < PARALLEL_BYTES else GROUP_ROW_BYTES
+    return WIDTH if n * itemsize <= longest else 0

@@ -17,9 +17,9 @@ STACK = 14 * WIDTH
 
 __all__ = [
     "above", "address", "any_of", "cast", "crosswise", "element", "fence", "fma", "has_stage",
-    "is_bfloat16", "is_double", "itemsize", "keep_first", "load", "load_first", "magnitude", "one_by_one", "pick",
-    "prefetch", "put", "put_quarter", "root", "roots", "splat", "stack", "stage", "store", "store_first", "stream",
-    "take", "total", "unity",
+    "is_bfloat16", "is_double", "itemsize", "keep_first", "load", "load_first", "magnitude", "one_by_one",
+    "pays_in_pairs", "pick", "prefetch", "put", "put_quarter", "root", "roots", "splat", "stack", "stage", "store",
+    "store_first", "stream", "take", "total", "unity",
 ]  # fmt: skip
 
 _NUMBERS = np.arange(WIDTH)
@@ -120,6 +120,10 @@ def any_of(lanes: Any) -> bool:
 
 def stack(compute: Any) -> Any:
     return np.full(STACK, np.nan, compute)
+
+
+def pays_in_pairs(array: Any) -> bool:
+    return True
 
 
 def has_stage(array: Any) -> bool:

@@ -119,7 +119,7 @@ def rows(
     if not is_none(mask) or many == 0:
         each_row(x, out, mask, weight, bias, mean, var, shape, eps, bounds, first, last, taken, c, chunks)
         return
-    if last % many >= LEAST:  # what is computed in lanes without a row must be harmless
+    if many < WIDTH or last % many >= LEAST:  # what is computed in lanes without a row must be harmless
         for i in range(0, WORK, WIDTH):
             one_by_one()
             store(work, i, splat(0.0, np.float64))

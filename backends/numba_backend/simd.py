@@ -31,6 +31,7 @@ from .conversions import (
     f64,
     folds_conversions,
     has,
+    has_long_vectors,
     i1,
     i8,
     i16,
@@ -53,13 +54,13 @@ class Lanes(types.Type):
 
     def __init__(self, element: types.Float) -> None:
         super().__init__(name=f"Lanes({element})")
-        self.element = element
+        self.dtype = element
 
 
 @register_model(Lanes)
 class _LanesModel(PrimitiveModel):
     def __init__(self, dmm: Any, fe_type: Lanes) -> None:
-        super().__init__(dmm, fe_type, _vector(_FLOATS[fe_type.element]))
+        super().__init__(dmm, fe_type, _vector(_FLOATS[fe_type.dtype]))
 
 
 _FLOATS = {types.float32: f32, types.float64: f64}
@@ -138,7 +139,7 @@ def load(typingctx: Any, array: Any, index: Any, compute: Any) -> Any:
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         pointer, element = _address(context, builder, sig.args[0], args[0], args[1], i64(WIDTH))
-        to = _FLOATS[sig.return_type.element]
+        to = _FLOATS[sig.return_type.dtype]
         if element != i16 or to != f64 or folds_conversions():
             return widened(builder, builder.load(pointer, align=1), sig.args[0], to)
         # Eight at a time: what is read fills a register only once it is float64, and none has to be taken apart
@@ -168,7 +169,7 @@ def load_first(typingctx: Any, array: Any, index: Any, count: Any, compute: Any)
         else:
             arguments = [pointer, i32(1), _first(builder, args[2], element), zero]
             v = call(builder, f"llvm.masked.load.v{WIDTH}{_SUFFIX[element]}.p0", v, arguments)
-        return widened(builder, v, sig.args[0], _FLOATS[sig.return_type.element])
+        return widened(builder, v, sig.args[0], _FLOATS[sig.return_type.dtype])
 
     return Lanes(compute.dtype)(array, types.intp, types.intp, compute), codegen
 
@@ -221,7 +222,7 @@ def splat(typingctx: Any, scalar: Any, compute: Any) -> Any:
     """The same float64 in every lane, rounded to `compute`."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        to = _FLOATS[sig.return_type.element]
+        to = _FLOATS[sig.return_type.dtype]
         return _broadcast(builder, args[0] if to == f64 else builder.fptrunc(args[0], to))
 
     return Lanes(compute.dtype)(types.float64, compute), codegen
@@ -254,7 +255,7 @@ def cast(typingctx: Any, lanes: Any, compute: Any) -> Any:
     """The lanes as another float type."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        v, to = args[0], _FLOATS[sig.return_type.element]
+        v, to = args[0], _FLOATS[sig.return_type.dtype]
         if v.type.element == to:
             return v
         return builder.fpext(v, _vector(to)) if to == f64 else builder.fptrunc(v, _vector(to))
@@ -460,7 +461,7 @@ def put(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
 
 @intrinsic
 def is_double(typingctx: Any, array: Any) -> Any:
-    """Whether the elements are float64: a constant, so that only one branch is left of a test on it."""
+    """Whether the elements, or the lanes, are float64: a constant, so that only one branch is left of a test on it."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return i1(sig.args[0].dtype == types.float64)
@@ -474,6 +475,16 @@ def is_bfloat16(typingctx: Any, array: Any) -> Any:
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return i1(sig.args[0].dtype == types.int16)
+
+    return types.boolean(array), codegen
+
+
+@intrinsic
+def pays_in_pairs(typingctx: Any, array: Any) -> Any:
+    """Whether the sums of two rows can be kept in registers at once: a constant."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return i1(has_long_vectors())
 
     return types.boolean(array), codegen
 
