@@ -139,6 +139,25 @@ def test_rows_streamed_to_wherever_out_lies(place, shape, dtype, monkeypatch):
     assert (memory[32 + x.size :] == 7).all()
 
 
+@pytest.mark.parametrize("shape", [(2000, 768), (300, 5001), (90, 17_000)])
+def test_an_output_a_little_larger_than_the_last_cache_is_streamed_in_part(shape, monkeypatch):
+    """It is kept and streamed by turns, wherever a row ends; the bits are the same."""
+    x = np.random.default_rng(0).standard_normal(shape, np.float32)
+    n, memory = shape[1], placed((x.size + 64,), 52)
+    right = nk.layer_norm(x, n, backend="numba")
+    memory[...] = 7
+    out = memory[32 : 32 + x.size].reshape(shape)
+    monkeypatch.setattr(limits, "STREAM_BYTES", 4 << 20)
+    assert 0 < limits.streamed_share(x.nbytes, n, 0, 4) < 16
+    nk.layer_norm(x, n, out=out, backend="numba")
+    assert out.tobytes() == right.tobytes()
+    assert (memory[:32] == 7).all()
+    assert (memory[32 + x.size :] == 7).all()
+    assert limits.streamed_share((4 << 20) - 1, n, 0, 4) == 0
+    assert limits.streamed_share(8 << 20, n, 0, 4) == limits.streamed_share(x.nbytes, n, 16, 4) == 16
+    assert limits.streamed_share(x.nbytes, 1 << 16, 0, 4) == limits.streamed_share(x.nbytes, n, 0, 2) == 16
+
+
 @pytest.mark.parametrize("n", [40, 64, 300, 1000, 4096, 5000, 12_289])
 @pytest.mark.parametrize("rows", [1, 2, 5, 14, 83])
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])

@@ -17,6 +17,7 @@ from .kernels import (
     X_ROWS,
     affine,
     apply_lanes,
+    bypasses,
     inline,
     lane_sums,
     leads,
@@ -28,7 +29,6 @@ from .simd import (
     STAGE,
     WIDTH,
     above,
-    address,
     any_of,
     cast,
     crosswise,
@@ -214,14 +214,14 @@ def group(
             put(mean, r + i, element(work, ORIGIN + i) + element(work, MEAN + i))
             put(var, r + i, element(work, VAR + i))
     n, per_element = shape[RUNS] * shape[INNER], shape[RUNS] > 1
-    streamed = shape[STREAMED] if address(out) % itemsize(out) == 0 else 0
     x_first, out_first, end_to_end = place(r, shape, X_ROWS), place(r, shape, OUT_ROWS), lie_end_to_end(shape, n)
+    streamed = bypasses(out, out_first, shape)
     fits = WIDTH * n * itemsize(out) <= STAGE
-    staged = has_stage(out) and fits and streamed != 0 and end_to_end and misaligned(out, out_first) > 0
-    target, streamed = stage(out, staged), 0 if staged else streamed
+    staged = has_stage(out) and fits and streamed and end_to_end and misaligned(out, out_first) > 0
+    target, streamed = stage(out, staged), streamed and not staged
     i, step = (rows - 1, -1) if leads(x, x_first, out, out_first) else (0, 1)
     ahead, left = place(r + rows, shape, X_ROWS) - x_first + shape[AHEAD], rows
-    whole = streamed == 0 or (end_to_end and n % WIDTH == 0 and misaligned(out, out_first) == 0)
+    whole = not streamed or (end_to_end and n % WIDTH == 0 and misaligned(out, out_first) == 0)
     while itemsize(x) > 2 and whole and left >= 4:
         one_by_one()
         first = i if step > 0 else i - 3
@@ -250,7 +250,7 @@ def group(
 @inline
 def four_rows(
     x: Any, target: Any, weight: Any, bias: Any, shape: Any, r: int, i: int, staged: bool, factors: Any,
-    step: int, streamed: int, ahead: int, compute: Any,
+    step: int, streamed: bool, ahead: int, compute: Any,
 ) -> None:  # fmt: skip
     """Normalize rows i .. i + 4 of a group, whose weight and bias are loaded once for all of them; as `apply_lanes` does."""
     n, per_element = shape[RUNS] * shape[INNER], shape[RUNS] > 1

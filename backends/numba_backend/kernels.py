@@ -279,7 +279,7 @@ def lanes(array: Any, i: int, k: int, compute: Any) -> Any:
 @inline
 def apply_lanes(
     x: Any, xi: int, out: Any, oi: int, n: int, weight: Any, bias: Any, w: int, per_element: bool, factors: Any, wide: Any,
-    bounds: Any, streamed: int, ahead: int, compute: Any,
+    bounds: Any, streamed: bool, ahead: int, compute: Any,
 ) -> None:  # fmt: skip
     """Normalize n elements; streamed past the caches, while what lies `ahead` is fetched into them."""
     least = too_close(x, cast(factors[3], np.float32), splat(bounds[0], np.float32), splat(bounds[1], np.float32))
@@ -317,6 +317,15 @@ def apply_lanes(
         else:
             store(out, oi + i, y)
         i += step
+
+
+@inline
+def bypasses(out: Any, oi: int, shape: Any) -> bool:
+    """Whether what begins at oi is streamed: so many sixteenths of out are, 2**16 elements at a time.
+
+    An unaligned array has no place to stream to.
+    """
+    return (oi >> 16 & 15) < shape[STREAMED] and address(out) % itemsize(out) == 0
 
 
 @inline
@@ -363,7 +372,7 @@ def apply(
 ) -> None:  # fmt: skip
     """y = (x - mean) * scale + offset of a run, then * weight + bias if there is one of each for every element."""
     single, center, scale, rest, offset = factors_of(x, moments, shape[RUNS] * shape[INNER], scale, offset)
-    streamed = shape[STREAMED] if address(out) % itemsize(out) == 0 else 0  # an unaligned array has no place to stream to
+    streamed = bypasses(out, oi, shape)
     wide = splat(center, np.float64), splat(scale, np.float64), splat(rest, np.float64), splat(offset, np.float64)
     if single:
         factors = splat(center, np.float32), splat(scale, np.float32), splat(rest, np.float32), splat(offset, np.float32)

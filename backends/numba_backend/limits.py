@@ -30,12 +30,25 @@ def cache_bytes(index: int, otherwise: int) -> int:
 
 # Outputs of at least this many bytes go past the caches. A virtual machine is told of a whole L3, and may have a share of it
 STREAM_BYTES = min(cache_bytes(3, 24 << 20) * 3 // 4, 40 << 20)
+KEPT_ROW_BYTES = 1 << 17  # see `streamed_share`
 
 # Rows of at most so many bytes are taken as a group of 16, if memory is what is waited for: a group is read, then written, and
 # should fit in half of L1. Where arithmetic is waited for, groups take less time than their rows one by one
 GROUP_ROW_BYTES = 1 << 10
 CACHED_ROW_BYTES = 1 << 12
 GROUP_BYTES = cache_bytes(0, 32 << 10) // 2  # of fewer rows that are longer, where two are summed side by side
+
+
+def streamed_share(nbytes: int, n: int, group: int, itemsize: int) -> int:
+    """How many sixteenths of an output go past the caches: of one a little larger than the last cache, that can keep a part.
+
+    Not of longer rows, of which the caches keep what is read again, nor where arithmetic is waited for.
+    """
+    if nbytes < STREAM_BYTES:
+        return 0
+    if nbytes >= 2 * STREAM_BYTES or group or itemsize == 2 or n * itemsize > KEPT_ROW_BYTES:
+        return 16
+    return 16 - 16 * (STREAM_BYTES * 5 // 6) // nbytes
 
 
 def fetched_ahead(nbytes: int, n: int, step: int, group: int, itemsize: int) -> int:

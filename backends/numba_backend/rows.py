@@ -96,8 +96,8 @@ class RowsCall:
         )  # fmt: skip
         shape[kernels.GIVEN] = mean.size if self.problem.statistics == "given" else 0
         shape[kernels.WANTED] = operands.mean is not None
-        shape[kernels.STREAMED] = self.nbytes >= limits.STREAM_BYTES
         shape[kernels.GROUP] = group = limits.rows_at_once(self.problem, self.runs, self.inner)
+        shape[kernels.STREAMED] = limits.streamed_share(self.nbytes, self.n, group, self.problem.dtype.itemsize)
         shape[kernels.AHEAD] = limits.fetched_ahead(self.nbytes, self.n, self.n, group, self.problem.dtype.itemsize)
         shape[kernels.X_ROWS + 2] = shape[kernels.OUT_ROWS + 2] = self.n
         return shape

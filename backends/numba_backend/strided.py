@@ -157,9 +157,9 @@ def _shape(problem: Problem, plan: RowsPlan, sets: Sets, weights: int, operands:
     shape = rows_shape(sets, sets.number, operands)
     shape[kernels.PERIOD] = 1 if sets.apart else weights
     nbytes, itemsize = sets.number * problem.count * problem.dtype.itemsize, problem.dtype.itemsize
-    shape[kernels.STREAMED] = nbytes >= limits.STREAM_BYTES
     runs, inner = shape[[kernels.RUNS, kernels.INNER]].tolist()
     shape[kernels.GROUP] = group = 0 if operands.mask is not None else limits.rows_at_once(problem, runs, inner)
+    shape[kernels.STREAMED] = limits.streamed_share(nbytes, problem.count, group, itemsize)
     shape[kernels.AHEAD] = limits.fetched_ahead(nbytes, problem.count, plan.x[2], group, itemsize)
     for at, quad in ((kernels.X_ROWS, plan.x), (kernels.OUT_ROWS, plan.out), (kernels.M_ROWS, plan.mask)):
         shape[at : at + 4] = quad
