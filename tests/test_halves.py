@@ -160,3 +160,29 @@ def test_weights_become_float32_as_numpy_makes_them(half, n):
     with np.errstate(invalid="ignore"):
         np.testing.assert_array_equal(got, every.astype(np.float32))
     assert got.dtype == np.float32
+
+
+@pytest.mark.parametrize("bias", [0.0, 1e-40])
+@pytest.mark.parametrize("half", HALVES)
+def test_outputs_that_are_zero_or_subnormal(half, bias):
+    """The CPU's rounding to bfloat16 makes zeros of subnormal numbers."""
+    dtype, bits = HALVES[half]
+    x = np.random.default_rng(0).standard_normal((20, 640)).astype(dtype)
+    x[3], x[7, ::2] = 5, 0  # all zeros, and many
+    smallest = float(ml_dtypes.finfo(dtype).smallest_normal)
+    weight = np.tile([1.0, smallest / 8, 0.0, smallest], 160).astype(np.float32)
+    y = nk.layer_norm(x, 640, weight, np.full(640, bias, np.float32), backend="numba")
+    expected = nk.layer_norm(x, 640, weight, np.full(640, bias, np.float32), backend="numpy")
+    assert (np.abs(y.astype(np.float64)) < smallest).sum() > 20 * 160
+    apart = np.abs(y.view(bits).astype(np.int64) - expected.view(bits).astype(np.int64))
+    assert (apart[(y != 0) | (expected != 0)] <= 1).all()
+
+
+def test_sums_of_bfloat16_are_those_of_the_same_float32():
+    """Even elements and odd ones are summed in lanes of their own, and put in order in the end."""
+    for rows in (1, 7):  # alone, and as a group
+        x = np.random.default_rng(rows).normal(3, 1, (rows, 1037)).astype(ml_dtypes.bfloat16)
+        *_, mean, rstd = nk.layer_norm(x, return_stats=True, backend="numba")
+        *_, mean32, rstd32 = nk.layer_norm(x.astype(np.float32), return_stats=True, backend="numba")
+        np.testing.assert_array_equal(mean, mean32)
+        np.testing.assert_array_equal(rstd, rstd32)

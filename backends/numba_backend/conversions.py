@@ -81,15 +81,18 @@ def widened(builder: Any, v: Any, memory: Any, to: ir.Type) -> Any:
     return builder.fpext(v, like(v, to)) if to == f64 else builder.fptrunc(v, like(v, to))
 
 
-def narrowed(builder: Any, v: Any, memory: Any) -> Any:
-    """Floats as an array of type `memory` holds them: rounded once to nearest even, twice from float64 to a half."""
+def narrowed(builder: Any, v: Any, memory: Any, normal: bool = False) -> Any:
+    """Floats as an array of type `memory` holds them: rounded once to nearest even, twice from float64 to a half.
+
+    If they are `normal`, none is subnormal.
+    """
     to = ELEMENTS[memory.dtype]
     if v.type == like(v, f64) and to != f64:
         v = builder.fptrunc(v, like(v, f32))
     if memory.dtype == types.uint16:
         return _to_float16(builder, v)
     if memory.dtype == types.int16:
-        return _to_bfloat16(builder, v)
+        return _to_bfloat16(builder, v, normal)
     return v if v.type == like(v, to) else builder.fpext(v, like(v, to))
 
 
@@ -117,10 +120,12 @@ def by_way_of_memory(builder: Any, parts: list[Any]) -> list[Any]:
     return [builder.load(at, align=32) for at in places]
 
 
-def _to_bfloat16(builder: Any, v: Any) -> Any:
+def _to_bfloat16(builder: Any, v: Any, normal: bool) -> Any:
     if not isinstance(v.type, ir.VectorType):
         return _rounded_to_bfloat16(builder, v, quiet=True)
     by_instruction = rounds_to_bfloat16()
+    if by_instruction and normal:
+        return _by_instruction(builder, v)
     if by_instruction:  # which makes zeros of subnormals
         special = call(builder, "llvm.x86.avx512.fpclass.ps.512", like(v, i1), [v, i32(SUBNORMAL)])
     else:
@@ -132,16 +137,17 @@ def _to_bfloat16(builder: Any, v: Any) -> Any:
         with some:
             slow, slow_end = _rounded_to_bfloat16(builder, v, quiet=True), builder.block
         with none:
-            if by_instruction:
-                fast = call(builder, "llvm.x86.avx512bf16.cvtneps2bf16.512", like(v, BFloat()), [v])
-                fast = builder.bitcast(fast, like(v, i16))
-            else:
-                fast = _rounded_to_bfloat16(builder, v, quiet=False)
+            fast = _by_instruction(builder, v) if by_instruction else _rounded_to_bfloat16(builder, v, quiet=False)
             fast_end = builder.block
     result = builder.phi(like(v, i16))
     result.add_incoming(slow, slow_end)
     result.add_incoming(fast, fast_end)
     return result
+
+
+def _by_instruction(builder: Any, v: Any) -> Any:
+    result = call(builder, "llvm.x86.avx512bf16.cvtneps2bf16.512", like(v, BFloat()), [v])
+    return builder.bitcast(result, like(v, i16))
 
 
 def _rounded_to_bfloat16(builder: Any, v: Any, quiet: bool) -> Any:

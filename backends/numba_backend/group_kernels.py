@@ -35,10 +35,12 @@ from .simd import (
     element,
     fma,
     has_stage,
+    in_order,
     is_double,
     itemsize,
     keep_first,
     load,
+    load_evens,
     load_first,
     one_by_one,
     pays_in_pairs,
@@ -86,9 +88,10 @@ def two_sums(x: Any, a: int, b: int, n: int, shift_a: float, shift_b: float, ahe
         if ahead != 0:
             prefetch(x, a + i + ahead)
             prefetch(x, b + i + ahead)
-        d, e = load(x, a + i, np.float64) - center, load(x, b + i, np.float64) - center2
+        d, e = load_evens(x, a + i) - center, load_evens(x, b + i) - center2
         s, s2 = fma(d, one, s), fma(e, one, s2)
         q, q2 = fma(d, d, q), fma(e, e, q2)
+    s, q, s2, q2 = in_order(x, s), in_order(x, q), in_order(x, s2), in_order(x, q2)
     if whole < n:
         d = keep_first(load_first(x, a + whole, n - whole, np.float64) - center, n - whole)
         e = keep_first(load_first(x, b + whole, n - whole, np.float64) - center2, n - whole)
@@ -101,7 +104,7 @@ def two_sums(x: Any, a: int, b: int, n: int, shift_a: float, shift_b: float, ahe
 def group_deviations(x: Any, shape: Any, r: int, rows: int, shifted: bool, work: Any, ahead: int) -> Any:
     """`deviations` of a few rows from r on, one in each lane, from their shifts in `work`."""
     n = shape[RUNS] * shape[INNER]
-    two = pays_in_pairs(x) and (ahead == 0 or (itemsize(x) == 2 and shape[STREAMED] == 0))  # else memory is too slow
+    two = pays_in_pairs(x) and (ahead == 0 or (itemsize(x) == 2 and shape[STREAMED] == 0))  # from memory, one is quicker
     for i in range(0, rows, 2 if two else 1):
         one_by_one()
         j = min(i + 1, rows - 1) if two else i

@@ -20,11 +20,13 @@ from .simd import (
     cast,
     element,
     fma,
+    in_order,
     is_bfloat16,
     is_double,
     itemsize,
     keep_first,
     load,
+    load_evens,
     load_first,
     magnitude,
     one_by_one,
@@ -34,6 +36,7 @@ from .simd import (
     splat,
     store,
     store_first,
+    store_normal,
     stream,
     total,
     unity,
@@ -71,10 +74,13 @@ def lane_sums(x: Any, start: int, mask: Any, at: int, step: int, n: int, shift: 
             prefetch(x, start + i + ahead)
             prefetch_flags(mask, at + i * step + ahead)
         yes = flags(mask, at + i * step, step)
-        d = choose(yes, load(x, start + i, np.float64) - center, zero)
+        d = load_evens(x, start + i) if is_none(mask) else load(x, start + i, np.float64)
+        d = choose(yes, d - center, zero)
         s = fma(d, one, s)
         q = fma(d, d, q)
         count += number(yes)
+    if is_none(mask):
+        s, q = in_order(x, s), in_order(x, q)
     if whole < n:
         yes = flags_first(mask, at + whole * step, step, n - whole)
         d = choose(yes, keep_first(load_first(x, start + whole, n - whole, np.float64) - center, n - whole), zero)
@@ -283,6 +289,9 @@ def apply_lanes(
 ) -> None:  # fmt: skip
     """Normalize n elements; streamed past the caches, while what lies `ahead` is fetched into them."""
     least = too_close(x, cast(factors[3], np.float32), splat(bounds[0], np.float32), splat(bounds[1], np.float32))
+    if is_bfloat16(x):  # so that what is not doubtful is not subnormal either
+        smallest = splat(2.0**-126, np.float32)
+        least = pick(above(smallest, least), smallest, least)
     head = min(n, misaligned(out, oi)) if streamed else 0
     rest = (n - head) % WIDTH
     for i, k in ((0, head), (n - rest, rest)):
@@ -302,8 +311,11 @@ def apply_lanes(
             if any_of(pick(doubtful(y, least), doubtful(y, least), doubtful(z, least))):
                 y = settled(y, x, xi + i, WIDTH, weight, bias, w + i, per_element, factors, wide, least, compute)
                 z = settled(z, x, xi + j, WIDTH, weight, bias, w + j, per_element, factors, wide, least, compute)
-            store(out, oi + i, y)
-            store(out, oi + j, z)
+                store(out, oi + i, y)
+                store(out, oi + j, z)
+            else:
+                store_normal(out, oi + i, y)
+                store_normal(out, oi + j, z)
             i = j + step
         whole %= 2
     for _ in range(whole):

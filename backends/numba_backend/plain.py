@@ -17,9 +17,9 @@ STACK = 14 * WIDTH
 
 __all__ = [
     "above", "address", "any_of", "cast", "crosswise", "element", "fence", "fma", "has_stage",
-    "is_bfloat16", "is_double", "itemsize", "keep_first", "load", "load_first", "magnitude", "one_by_one",
-    "pays_in_pairs", "pick", "prefetch", "put", "put_quarter", "root", "roots", "splat", "stack", "stage", "store",
-    "store_first", "stream", "take", "total", "unity",
+    "in_order", "is_bfloat16", "is_double", "itemsize", "keep_first", "load", "load_evens", "load_first", "magnitude",
+    "one_by_one", "pays_in_pairs", "pick", "prefetch", "put", "put_quarter", "root", "roots", "splat", "stack", "stage",
+    "store", "store_first", "store_normal", "stream", "take", "total", "unity",
 ]  # fmt: skip
 
 _NUMBERS = np.arange(WIDTH)
@@ -37,6 +37,14 @@ def load(array: Any, index: int, compute: Any) -> Any:
     return _memory(array, index, WIDTH).astype(compute)
 
 
+def load_evens(array: Any, index: int) -> Any:
+    return load(array, index, np.float64)
+
+
+def in_order(array: Any, lanes: Any) -> Any:
+    return lanes
+
+
 def load_first(array: Any, index: int, count: int, compute: Any) -> Any:
     assert 0 <= count < WIDTH
     lanes = np.zeros(WIDTH, compute)
@@ -46,6 +54,10 @@ def load_first(array: Any, index: int, count: int, compute: Any) -> Any:
 
 def store(array: Any, index: int, lanes: Any) -> None:
     _memory(array, index, WIDTH)[...] = _rounded(lanes, array)
+
+
+def store_normal(array: Any, index: int, lanes: Any) -> None:
+    store(array, index, lanes)
 
 
 def store_first(array: Any, index: int, count: int, lanes: Any) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import operator
 import platform
+import sys
 from typing import Any
 
 from llvmlite import ir
@@ -137,21 +138,62 @@ def _bytes(element: ir.Type) -> int:
 def load(typingctx: Any, array: Any, index: Any, compute: Any) -> Any:
     """WIDTH elements of a contiguous array from `index` on, as lanes of the float type `compute`."""
 
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        pointer, element = _address(context, builder, sig.args[0], args[0], args[1], i64(WIDTH))
-        to = _FLOATS[sig.return_type.dtype]
-        if element != i16 or to != f64 or folds_conversions():
-            return widened(builder, builder.load(pointer, align=1), sig.args[0], to)
-        # Eight at a time: what is read fills a register only once it is float64, and none has to be taken apart
-        eight = builder.bitcast(pointer, ir.VectorType(element, WIDTH // 2).as_pointer())
-        parts = [builder.load(builder.gep(eight, [i64(at)]), align=1) for at in (0, 1)]
-        parts = [widened(builder, part, sig.args[0], f32) for part in parts]
-        if takes_apart():
-            parts = by_way_of_memory(builder, parts)
-        parts = [builder.fpext(part, like(part, f64)) for part in parts]
-        return builder.shuffle_vector(*parts, ir.Constant(_vector(i32), list(range(WIDTH))))
+    return Lanes(compute.dtype)(array, types.intp, compute), _loaded
 
-    return Lanes(compute.dtype)(array, types.intp, compute), codegen
+
+def _loaded(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    pointer, element = _address(context, builder, sig.args[0], args[0], args[1], i64(WIDTH))
+    to = _FLOATS[sig.return_type.dtype]
+    if element != i16 or to != f64 or folds_conversions():
+        return widened(builder, builder.load(pointer, align=1), sig.args[0], to)
+    # Eight at a time: what is read fills a register only once it is float64, and none has to be taken apart
+    eight = builder.bitcast(pointer, ir.VectorType(element, WIDTH // 2).as_pointer())
+    parts = [builder.load(builder.gep(eight, [i64(at)]), align=1) for at in (0, 1)]
+    return _doubled(builder, [widened(builder, part, sig.args[0], f32) for part in parts])
+
+
+def _doubled(builder: Any, parts: list[Any]) -> Any:
+    """Lanes of float64 from two halves of them in float32."""
+    if takes_apart():
+        parts = by_way_of_memory(builder, parts)
+    parts = [builder.fpext(part, like(part, f64)) for part in parts]
+    return builder.shuffle_vector(*parts, ir.Constant(_vector(i32), list(range(WIDTH))))
+
+
+def _by_evens(array: Any) -> bool:
+    return bool(array.dtype == types.int16) and sys.byteorder == "little"
+
+
+@intrinsic
+def load_evens(typingctx: Any, array: Any, index: Any) -> Any:
+    """As `load` of float64, but for the order of lanes, which is that of `in_order`: of bfloat16 the even ones come first.
+
+    Two of them are an integer: one half of it is a float32 with a shift, the other with an and.
+    """
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        if not _by_evens(sig.args[0]):
+            return _loaded(context, builder, sig, args)
+        pointer, _ = _address(context, builder, sig.args[0], args[0], args[1], i64(WIDTH))
+        pairs = ir.VectorType(i32, WIDTH // 2)
+        v = builder.load(builder.bitcast(pointer, pairs.as_pointer()), align=1)
+        parts = builder.shl(v, like(v, i32, 16)), builder.and_(v, like(v, i32, 0xFFFF0000))
+        return _doubled(builder, [builder.bitcast(part, like(part, f32)) for part in parts])
+
+    return Lanes(types.float64)(array, types.intp), codegen
+
+
+@intrinsic
+def in_order(typingctx: Any, array: Any, lanes: Any) -> Any:
+    """Lanes that were loaded by `load_evens` from the array, or are made of such, as `load` would have them."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        if not _by_evens(sig.args[0]):
+            return args[1]
+        order = [i // 2 + i % 2 * (WIDTH // 2) for i in range(WIDTH)]
+        return builder.shuffle_vector(args[1], args[1], ir.Constant(_vector(i32), order))
+
+    return lanes(array, lanes), codegen
 
 
 @intrinsic
@@ -181,6 +223,18 @@ def store(typingctx: Any, array: Any, index: Any, lanes: Any) -> Any:
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         pointer, _ = _address(context, builder, sig.args[0], args[0], args[1], i64(WIDTH))
         builder.store(narrowed(builder, args[2], sig.args[0]), pointer, align=1)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, lanes), codegen
+
+
+@intrinsic
+def store_normal(typingctx: Any, array: Any, index: Any, lanes: Any) -> Any:
+    """As `store`, of lanes that hold no subnormal numbers."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        pointer, _ = _address(context, builder, sig.args[0], args[0], args[1], i64(WIDTH))
+        builder.store(narrowed(builder, args[2], sig.args[0], normal=True), pointer, align=1)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, lanes), codegen
