@@ -280,8 +280,9 @@ NEAR, FAR = 1e-7, 4e-7
 
 def moved_apart():
     """A run whose cores were apart in the second of three rounds; and in all that torch played but the first."""
-    normkit = Score([1.0, 0.5, 1.0], [NEAR, FAR, NEAR])
-    numpy, torch = Score([4.0, 3.0, 4.2], [NEAR, FAR, 1.3 * NEAR]), Score([2.0, 2.0, 2.0], [NEAR, FAR, FAR])
+    normkit = Score([1.0, 0.5, 1.0], distances=[NEAR, FAR, NEAR])
+    numpy = Score([4.0, 3.0, 4.2], distances=[NEAR, FAR, 1.3 * NEAR])
+    torch = Score([2.0, 2.0, 2.0], distances=[NEAR, FAR, FAR])
     result = CaseResult(Case.parse("layer_norm/2x8"), {"normkit": normkit, "NumPy": numpy, "torch": torch})
     return Run({}, Settings(3, 0.1), "normkit", results=[result]), result
 

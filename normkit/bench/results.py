@@ -36,11 +36,11 @@ class Score:
     """
 
     seconds: list[float] = field(default_factory=list)
-    distances: list[float | None] = field(default_factory=list)
     error: float | None = None
     ulps: float | None = None  # of half types only
     note: str = ""
     failure: str = ""
+    distances: list[float | None] = field(default_factory=list)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Score:
