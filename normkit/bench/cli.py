@@ -136,10 +136,11 @@ def _play(run: Run, cases: list[Case], names: list[str], sweep: int, bar: Progre
         return
     with Match(names, run.settings, sweep) as match:
         run.versions, run.left_out = match.versions, run.left_out | match.left_out
-        for case in cases:
-            bar.update(task, description=case.title, refresh=True)
-            match.play(run.result(case), lambda name: bar.update(task, turn=name, refresh=True))
-            bar.update(task, advance=1)
+        step = 1 / len(names) / (run.settings.rounds + 2)  # contenders are prepared, timed and checked
+        for number, case in enumerate(cases, int(bar.tasks[0].completed)):
+            bar.update(task, description=case.title, completed=number, refresh=True)
+            match.play(run.result(case), lambda name: bar.update(task, advance=step, turn=name, refresh=True))
+            bar.update(task, completed=number + 1)
 
 
 def _progress_bar() -> Progress:
