@@ -328,7 +328,7 @@ def test_the_report_says_that_cores_were_apart(tmp_path):
     for score in far.results[0].scores.values():
         score.distances = [FAR, FAR, FAR]
     assert report.agreement(again, again)[0] == "small (below 1 MB):"
-    assert report.agreement(again, far)[0].startswith("not on the same footing: a line takes 100 ns between cores, 400 ns")
+    assert report.agreement(again, far)[0].startswith("not on the same footing: a line takes 100 ns between cores, there 400")
 
 
 def test_sweeps_are_played_again_for_cases_with_cores_apart(monkeypatch):

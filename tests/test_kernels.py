@@ -11,6 +11,7 @@ numba = pytest.importorskip("numba")
 from normkit.backends.numba_backend import compiling, limits, row_kernels, shares  # noqa: E402
 
 import normkit as nk  # noqa: E402
+from normkit.bench.cases import np_dtype  # noqa: E402
 
 pytestmark = pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="nothing is compiled with NUMBA_DISABLE_JIT=1")
 x86 = pytest.mark.skipif(platform.machine().lower() not in ("x86_64", "amd64"), reason="reads x86 assembly")
@@ -94,7 +95,7 @@ def test_an_outlier_that_is_first_or_last_of_a_block(where):
 @pytest.mark.parametrize("kind", ["float16", "bfloat16", "float32", "float64"])
 def test_rows_of_one_block_have_the_bits_of_columns(n, rows, kind):
     """Such rows are taken a few at a time, columns are not; what one row holds is no matter to the others."""
-    dtype = pytest.importorskip("ml_dtypes").bfloat16 if kind == "bfloat16" else getattr(np, kind)
+    dtype = np_dtype(kind).type
     x = np.random.default_rng(n).standard_normal((rows, n)).astype(dtype)
     big, small = (6e4, 1e-7) if dtype is np.float16 else (3e37, 1e-40)
     for r, extreme in enumerate([big, small, np.nan, np.inf, 0, -0.0, 1]):

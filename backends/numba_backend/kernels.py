@@ -217,6 +217,12 @@ def doubtful(y: Any, least: Any) -> Any:
 
 
 @inline
+def either(a: Any, b: Any) -> Any:
+    """Not 0 where one of two flags is not."""
+    return pick(a, a, b)
+
+
+@inline
 def largest(array: Any, n: int, work: Any) -> float:
     """The largest finite magnitude among an array's first n elements; `work` is memory for WIDTH float32."""
     top, infinite = splat(0.0, np.float32), splat(np.inf, np.float32)
@@ -248,10 +254,10 @@ def bounds_of(x: Any, weight: Any, bias: Any, shape: Any, rows: int, work: Any) 
 
 
 @inline
-def normalized(
+def computed(
     x: Any, xi: int, k: int, weight: Any, bias: Any, w: int, per_element: bool, factors: Any, compute: Any
 ) -> Any:  # fmt: skip
-    """k normalized elements."""
+    """k normalized elements; of half types, some may have to be `settled`."""
     y = affine(x, lanes(x, xi, k, compute), factors)
     if per_element:
         y = fma(y, lanes(weight, w, k, compute), lanes(bias, w, k, compute))
@@ -263,7 +269,7 @@ def settled(
     y: Any, x: Any, xi: int, k: int, weight: Any, bias: Any, w: int, per_element: bool, factors: Any, wide: Any, least: Any,
     compute: Any,
 ) -> Any:  # fmt: skip
-    """What `normalized` made of halves; in float64 where that is needed. None at or above `least` needs it."""
+    """What was `computed` of halves; in float64 where that is needed. None at or above `least` needs it."""
     one_by_one()  # nothing of this is worth being done beforehand
     own = least
     if per_element:
@@ -271,8 +277,20 @@ def settled(
         own = too_close(x, cast(factors[3], np.float32), a, b)
     again = doubtful(y, own)
     if any_of(again):
-        y64 = normalized(x, xi, k, weight, bias, w, per_element, wide, np.float64)
+        y64 = computed(x, xi, k, weight, bias, w, per_element, wide, np.float64)
         y = pick(cast(again, compute), cast(y64, compute), y)
+    return y
+
+
+@inline
+def normalized(
+    x: Any, xi: int, k: int, weight: Any, bias: Any, w: int, per_element: bool, factors: Any, wide: Any, least: Any,
+    compute: Any,
+) -> Any:  # fmt: skip
+    """k normalized elements."""
+    y = computed(x, xi, k, weight, bias, w, per_element, factors, compute)
+    if itemsize(x) == 2 and any_of(doubtful(y, least)):
+        y = settled(y, x, xi, k, weight, bias, w, per_element, factors, wide, least, compute)
     return y
 
 
@@ -296,9 +314,7 @@ def apply_lanes(
     rest = (n - head) % WIDTH
     for i, k in ((0, head), (n - rest, rest)):
         if k > 0:
-            y = normalized(x, xi + i, k, weight, bias, w + i, per_element, factors, compute)
-            if itemsize(x) == 2 and any_of(doubtful(y, least)):
-                y = settled(y, x, xi + i, k, weight, bias, w + i, per_element, factors, wide, least, compute)
+            y = normalized(x, xi + i, k, weight, bias, w + i, per_element, factors, wide, least, compute)
             store_first(out, oi + i, k, y)
     step, i = (-WIDTH, n - rest - WIDTH) if leads(x, xi, out, oi) else (WIDTH, head)
     whole = (n - head) // WIDTH
@@ -306,9 +322,9 @@ def apply_lanes(
         for _ in range(whole // 2):
             one_by_one()
             j = i + step
-            y = normalized(x, xi + i, WIDTH, weight, bias, w + i, per_element, factors, compute)
-            z = normalized(x, xi + j, WIDTH, weight, bias, w + j, per_element, factors, compute)
-            if any_of(pick(doubtful(y, least), doubtful(y, least), doubtful(z, least))):
+            y = computed(x, xi + i, WIDTH, weight, bias, w + i, per_element, factors, compute)
+            z = computed(x, xi + j, WIDTH, weight, bias, w + j, per_element, factors, compute)
+            if any_of(either(doubtful(y, least), doubtful(z, least))):
                 y = settled(y, x, xi + i, WIDTH, weight, bias, w + i, per_element, factors, wide, least, compute)
                 z = settled(z, x, xi + j, WIDTH, weight, bias, w + j, per_element, factors, wide, least, compute)
                 store(out, oi + i, y)
@@ -320,9 +336,7 @@ def apply_lanes(
         whole %= 2
     for _ in range(whole):
         one_by_one()
-        y = normalized(x, xi + i, WIDTH, weight, bias, w + i, per_element, factors, compute)
-        if itemsize(x) == 2 and any_of(doubtful(y, least)):
-            y = settled(y, x, xi + i, WIDTH, weight, bias, w + i, per_element, factors, wide, least, compute)
+        y = normalized(x, xi + i, WIDTH, weight, bias, w + i, per_element, factors, wide, least, compute)
         if streamed:
             prefetch(x, xi + i + ahead)
             stream(out, oi + i, y)

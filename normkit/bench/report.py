@@ -194,10 +194,10 @@ def agreement(run: Run, other: Run) -> list[str]:
 
 def _apart(run: Run, other: Run) -> list[str]:
     """A warning, where the machines of two runs cannot be compared."""
-    here, there = run.near / APART, other.near / APART
+    here, there = run.distance, other.distance
     if 1 / APART <= here / there <= APART or not (run.distances and other.distances):
         return []
-    return [f"not on the same footing: a line takes {seconds_text(here)} between cores, {seconds_text(there)} there"]
+    return [f"not on the same footing: a line takes {seconds_text(here)} between cores, there {seconds_text(there)}; run again"]
 
 
 def _spread(changes: list[tuple[float, str, Case]]) -> list[str]:

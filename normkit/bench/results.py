@@ -121,10 +121,15 @@ class Run:
         return [d for result in self.results for score in result.scores.values() for d in score.distances if d]
 
     @property
-    def near(self) -> float:
-        """Seconds up to which cores are near each other: twice the distance in the nearest tenth of the turns."""
+    def distance(self) -> float:
+        """Of near cores, in seconds: that in the nearest tenth of the turns, or infinite if it is not known."""
         distances = sorted(self.distances)
-        return APART * distances[len(distances) // 10] if distances else inf
+        return distances[len(distances) // 10] if distances else inf
+
+    @property
+    def near(self) -> float:
+        """Seconds up to which cores are near each other."""
+        return APART * self.distance
 
     def settle(self) -> None:
         """Let the rounds count in which the cores were near."""
