@@ -24,6 +24,8 @@
 #define __launch_bounds__(...)
 #define __cluster_dims__(...)
 #define INLINE inline
+#define NOINLINE inline
+#define GRID_CONSTANT
 #define CLUSTERS
 
 typedef long long int64;
@@ -57,6 +59,17 @@ INLINE void narrow(float v, bf16& element) {
 }
 INLINE void narrow(double v, f16& element) { narrow((float)v, element); }
 INLINE void narrow(double v, bf16& element) { narrow((float)v, element); }
+template <class T> void widen_pair(unsigned pair, float& low, float& high) {
+  low = widen(T{(unsigned short)pair});
+  high = widen(T{(unsigned short)(pair >> 16)});
+}
+template <class T> unsigned narrow_pair(float low, float high) {
+  T a, b;
+  narrow(low, a);
+  narrow(high, b);
+  return a.bits | (unsigned)b.bits << 16;
+}
+INLINE float reciprocal_root(float v) { return 1 / std::sqrt(v); }
 INLINE float fused(float a, float b, float c) { return std::fmaf(a, b, c); }
 INLINE double fused(double a, double b, double c) { return std::fma(a, b, c); }
 
@@ -87,6 +100,9 @@ inline Dim block_size;
 inline std::vector<Block> blocks;  // of the cluster that runs
 inline Barrier cluster;
 inline void (*body)(void*);
+inline const uintptr_t* readable;  // first and last byte of each array, widened to 16-byte boundaries
+inline int readables;
+inline long read_outside;  // times that something else was read
 inline void* arguments;
 
 inline bool wait(Barrier& barrier, bool flag = false) {
@@ -190,13 +206,26 @@ template <class... P> constexpr int size_of(void (*)(P...), int i) {
 #define blockIdx (device::current->block)
 #define blockDim (device::block_size)
 
+template <class Bits> INLINE Bits load_whole(const Bits* from) {
+  const uintptr_t at = reinterpret_cast<uintptr_t>(from);
+  if (at % sizeof(Bits)) abort();
+  bool found = false;
+  for (int i = 0; i < device::readables && !found; ++i)
+    found = device::readable[2 * i] <= at && at + sizeof(Bits) - 1 <= device::readable[2 * i + 1];
+  if (found) return *from;
+  ++device::read_outside;
+  return Bits();
+}
 template <class Bits> INLINE void store_whole(Bits* to, const Bits& bits) {
   if (reinterpret_cast<uintptr_t>(to) % sizeof(Bits)) abort();  // as a GPU would
   *to = bits;
 }
-INLINE void __syncthreads() { device::wait(device::current->of->all); }
+INLINE void block_sync() { device::wait(device::current->of->all); }
+INLINE void warp_sync() { device::wait(device::current->of->warps[threadIdx.x / 32]); }
+INLINE bool warp_any(bool v) { return device::wait(device::current->of->warps[threadIdx.x / 32], v); }
 INLINE bool block_any(bool v) { return device::wait(device::current->of->all, v); }
-INLINE void cluster_sync() { device::wait(device::cluster); }
+INLINE void cluster_arrive() {}
+INLINE void cluster_wait() { device::wait(device::cluster); }
 INLINE double shuffle_xor(double v, int step) {
   device::Block& block = *device::current->of;
   device::Barrier& warp = block.warps[threadIdx.x / 32];
@@ -210,17 +239,17 @@ template <class S> INLINE S* scratch(int offset) {
   if (offset + sizeof(S) > device::current->of->shared.size()) abort();
   return reinterpret_cast<S*>(device::current->of->shared.data() + offset);
 }
-INLINE double remote(const double* here, int rank) {
+template <class S> void tell(S* here, const S& value, int rank) {
   const ptrdiff_t offset = reinterpret_cast<const char*>(here) - device::current->of->shared.data();
-  double v;
-  memcpy(&v, device::blocks[rank].shared.data() + offset, sizeof(v));
-  return v;
+  memcpy(device::blocks[rank].shared.data() + offset, &value, sizeof(value));
 }
 
 // What the tests call, for the kernel of that name.
 #define DEVICE_ENTRY(...)                                                                                                \
+  extern "C" long device_read_outside() { return device::read_outside; }                                                 \
   extern "C" int device_launch(void** values, unsigned grid, unsigned block, unsigned in_cluster, size_t shared,         \
-                               int order) {                                                                              \
+                               int order, const uintptr_t* readable, int readables) {                                    \
+    device::readable = readable, device::readables = readables, device::read_outside = 0;                                \
     const auto kernel = [](void* v) { device::unpack<__VA_ARGS__>(__VA_ARGS__, v); };                                    \
     return device::launch(kernel, values, grid, block, in_cluster, shared, order);                                       \
   }                                                                                                                      \

@@ -7,7 +7,6 @@ between guards: what is read beyond it shows in the result, what is written beyo
 
 import ctypes
 import hashlib
-import itertools
 import shutil
 import subprocess
 import weakref
@@ -66,8 +65,14 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
     """NumPy inside, CuPy outside: no implicit way to a NumPy array, and no mixing with one."""
 
     def __init__(self, inside, device=0):
-        self.inside = inside
-        self.device = Device(device)
+        """Of a NumPy array; or of a shape and a dtype, as CuPy's own."""
+        self.inside = inside if isinstance(inside, np.ndarray) else empty(inside, device).inside
+        self.device = Device(device if isinstance(inside, np.ndarray) else 0)
+        memory = self.inside
+        while isinstance(memory.base, np.ndarray):
+            memory = memory.base
+        if id(memory) not in _memory:
+            _loose[id(memory)] = memory
 
     shape = property(lambda self: self.inside.shape)
     dtype = property(lambda self: self.inside.dtype)
@@ -82,7 +87,7 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
 
     @property
     def data(self):
-        return SimpleNamespace(ptr=self.inside.__array_interface__["data"][0])
+        return SimpleNamespace(ptr=self.inside.__array_interface__["data"][0], device_id=self.device.id)
 
     @property
     def __cuda_array_interface__(self):
@@ -131,8 +136,8 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
 
 ndarray.__module__ = "cupy"
 
-_memory = weakref.WeakValueDictionary()
-_serial = itertools.count()
+_memory = weakref.WeakValueDictionary()  # of arrays that lie between guards
+_loose = weakref.WeakValueDictionary()  # of others, which NumPy has made
 
 
 def _unwrap(value):
@@ -155,7 +160,7 @@ def empty(shape, dtype=np.float64):
     raw = np.full(nbytes + 3 * GUARD, 0xFF, np.uint8)
     start = GUARD - raw.__array_interface__["data"][0] % GUARD
     start += GUARD * (start < GUARD)
-    _memory[next(_serial)] = raw
+    _memory[id(raw)] = raw
     return ndarray(raw[start : start + nbytes].view(dtype).reshape(shape), 0)
 
 
@@ -185,16 +190,33 @@ NUMPYS = ["zeros", "full", "full_like", "zeros_like", "ones_like", "where", "bro
 NUMPYS += ["reshape", "repeat", "astype"]
 
 
+def _within(raw):
+    """First byte of an array, and the first behind it, in its memory."""
+    start = GUARD - raw.__array_interface__["data"][0] % GUARD
+    start += GUARD * (start < GUARD)
+    return start, start + raw.size - 3 * GUARD
+
+
 def guards_hold():
     """Whether nothing was written outside an array."""
     for raw in list(_memory.values()):
-        tail = raw.size - 2 * GUARD
-        start = GUARD - raw.__array_interface__["data"][0] % GUARD
-        start += GUARD * (start < GUARD)
-        end = start + raw.size - 3 * GUARD
-        if tail < 0 or np.any(raw[:start] != 0xFF) or np.any(raw[end:] != 0xFF):
+        start, end = _within(raw)
+        if np.any(raw[:start] != 0xFF) or np.any(raw[end:] != 0xFF):
             return False
     return True
+
+
+def readable_ranges():
+    """First and last byte of what may be read, one array after the other: up to the next 16-byte boundary, as on a GPU."""
+    found = []
+    for raw in list(_memory.values()):
+        address = raw.__array_interface__["data"][0]
+        start, end = _within(raw)
+        found += [address + start, (address + end + 15) // 16 * 16 - 1]
+    for array in list(_loose.values()):
+        address = array.__array_interface__["data"][0]
+        found += [address, (address + array.nbytes + 15) // 16 * 16 - 1]
+    return found
 
 
 class Compiler:
@@ -242,7 +264,7 @@ class Compiler:
             for i, argument in enumerate(args):
                 assert argument.itemsize == library.device_parameter_size(i), f"argument {i} of {name}: {argument!r}"
             assert library.device_parameter_size(len(args)) == -1, f"too few arguments for {name}"
-            assert 1 <= block[0] <= 512
+            assert 1 <= block[0] <= (512 if name.startswith("columns") else 256)
             assert 1 <= grid[0] < 2**31
             assert grid[0] % in_cluster == 0
             assert shared_mem <= 48 * 1024
@@ -250,8 +272,11 @@ class Compiler:
             boxes = [np.array(argument) for argument in args]
             values = (ctypes.c_void_p * len(boxes))(*(box.__array_interface__["data"][0] for box in boxes))
             size = ctypes.c_size_t(shared_mem)
-            stuck = library.device_launch(values, grid[0], block[0], in_cluster, size, self.order)
+            readable = readable_ranges()
+            ranges = (ctypes.c_size_t * len(readable))(*readable)
+            stuck = library.device_launch(values, grid[0], block[0], in_cluster, size, self.order, ranges, len(readable) // 2)
             assert not stuck, f"{name}: threads wait for each other for ever"
+            assert not library.device_read_outside(), f"{name} read outside its arrays"
             assert guards_hold(), f"{name} wrote outside its arrays"
 
         return launch
@@ -267,6 +292,7 @@ def module(compiler=None):
         memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
         runtime=SimpleNamespace(
             CUDARuntimeError=CUDARuntimeError,
+            getDevice=lambda: 0,
             driverGetVersion=lambda: 12040,
             runtimeGetVersion=lambda: 12090,
             getDeviceProperties=lambda _: {"name": b"Emulated"},

@@ -39,13 +39,22 @@ def test_every_kernel_compiles(arch, types):
     assert cubin[:4] == b"\x7fELF"
     assert len(lowered) == len(names)
     assert not re.findall(r"normkit\.cu\(\d+\): warning", log), log
-    for mangled, registers in re.findall(r"entry function '(\w+)'.*?Used (\d+) registers", log, re.DOTALL):
-        most = 128 if lowered[mangled].startswith("columns") else 64  # else the promised threads do not fit a multiprocessor
-        assert int(registers) <= most, lowered[mangled]
+    found = re.findall(r"entry function '(\w+)'.*?(\d+) bytes spill stores.*?Used (\d+) registers", log, re.DOTALL)
+    assert len(found) >= len(names)
+    for mangled, spilt, registers in found:
+        name = lowered[mangled]
+        held = re.search(r", (\d+), (?:\d, )?(?:true|false)>", name)
+        most = 128 if held is None else {16: 128, 8: 80}.get(int(held[1]), 64)  # else the promised blocks do not fit
+        assert int(registers) <= most, name
+        if arch == 90 and not name.endswith("true>"):
+            assert int(spilt) <= 16, name  # bytes; with 60 the kernels took twice the time
 
 
 @pytest.mark.parametrize("element", ["f16", "bf16", "float"])
-@pytest.mark.parametrize(("kernel", "held"), [("rows<{0}, {0}, 4, 0, false>", 4), ("columns<{0}, {0}, {1}, 8, 0>", 8)])
+@pytest.mark.parametrize(
+    ("kernel", "held"),
+    [("rows<{0}, {0}, 4, 0, false>", 4), ("rows<{0}, {0}, 16, 0, false>", 16), ("columns<{0}, {0}, {1}, 8, 0>", 8)],
+)
 def test_what_is_read_and_written_is_16_bytes_wide(element, kernel, held):
     program = nvrtc.createProgram(engine.source(), "normkit.cu", [], [])
     nvrtc.addNameExpression(program, kernel.format(element, 4 if element == "float" else 8))
@@ -53,4 +62,4 @@ def test_what_is_read_and_written_is_16_bytes_wide(element, kernel, held):
     ptx = nvrtc.getPTX(program)
     ptx = ptx if isinstance(ptx, str) else ptx.decode()
     assert len(re.findall(r"ld\.global(?:\.nc)?\.v4\.\w32", ptx)) >= held
-    assert len(re.findall(r"st\.(?:global\.)?wb\.(?:global\.)?v4\.\w32|st\.global\.v4\.\w32", ptx)) >= held
+    assert len(re.findall(r"st\.global\.v4\.\w32", ptx)) >= held

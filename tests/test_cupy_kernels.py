@@ -11,7 +11,7 @@ import pytest
 from normkit.backends.cupy_backend import CupyBackend, engine
 
 import normkit as nk
-from normkit import registry
+from normkit import plans, registry
 
 pytestmark = pytest.mark.skipif(fake_cupy.GXX is None, reason="needs g++ to run the kernels on the CPU")
 
@@ -31,6 +31,7 @@ def device(compiler, monkeypatch):
     """`cupy` on the emulated device, as the backend that takes these arrays."""
     compiler.order = 0
     compiler.launched = []
+    plans.forget()  # they hold kernels
     monkeypatch.setitem(registry._found, "cupy", CupyBackend(fake_cupy.module(compiler)))
     return compiler
 
@@ -97,13 +98,13 @@ def test_rows(length, dtype):
 @pytest.mark.parametrize(
     ("dtype", "length", "kernel"),
     [
-        ("float32", 5000, "rows<float, float, 4, 0, false>"),
-        ("float32", 10001, "rows<float, float, 8, 0, true>"),
-        ("bfloat16", 32768, "rows<bf16, bf16, 8, 0, false>"),
-        ("float32", 20001, "rows_in_2<float, float, 8, true>"),
-        ("float32", 65536, "rows_in_4<float, float, 8, false>"),
-        ("float16", 260003, "rows_in_8<f16, f16, 8, true>"),
-        ("float64", 65536, "rows_in_8<double, double, 8, false>"),
+        ("float32", 5000, "rows<float, float, 8, 0, false>"),
+        ("float32", 10001, "rows<float, float, 16, 0, true>"),
+        ("bfloat16", 32768, "rows<bf16, bf16, 16, 0, false>"),
+        ("float32", 20001, "rows_in_2<float, float, 16, true>"),
+        ("float32", 65536, "rows_in_4<float, float, 16, false>"),
+        ("float16", 260003, "rows_in_8<f16, f16, 16, true>"),
+        ("float64", 65536, "rows_in_8<double, double, 16, false>"),
         ("float32", 131073, "rows<float, float, 4, 2, true>"),
         ("float32", 300000, "rows<float, float, 4, 2, false>"),
         ("bfloat16", 600001, "rows<bf16, bf16, 4, 2, true>"),
@@ -164,6 +165,20 @@ def test_instance_norm_channels_first(shape, dtype):
 def test_offsets_cost_nothing(shape, offset):
     x = noise(shape, np.float32, 7, offset)
     check(call("layer_norm", x), x, on_cpu.layer_norm(x.astype(np.longdouble).astype(np.float64)))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("shape", [(4, 768), (3, 1001), (2, 8192), (1, 40000)])
+def test_halves_are_summed_around_a_guess(shape, dtype):
+    """The mean of four elements in front; a bad one is found out, and those rows are taken over again."""
+    x = noise(shape, numpy_dtype(dtype), 7, 30.0)
+    x[0, : shape[1] // 2] = 1.5
+    x[-1, :4] = -3e4
+    check(call("layer_norm", x), x, on_cpu.layer_norm(x.astype(np.float64)))
+    x[-1, :4] = 3e4
+    expected = call("layer_norm", x)
+    check(expected, x, on_cpu.layer_norm(x.astype(np.float64)))
+    assert np.array_equal(call("layer_norm", x[:1]), expected[:1])  # with and without a neighbour that is taken over again
 
 
 @pytest.mark.parametrize("axis", [1, 2])
@@ -333,6 +348,51 @@ def test_out_that_overlaps_x():
     assert np.array_equal(out.get(), expected)
 
 
+@pytest.mark.parametrize("given", ["weight", "bias"])
+@pytest.mark.parametrize("shape", [(3, 40), (3, 41), (2, 9000)])
+def test_a_weight_or_a_bias_alone(shape, given):
+    x, parameter = noise(shape, np.float32, 19), noise(shape[1], np.float32, 20)
+    y = call("layer_norm", x, **{given: parameter})
+    check(y, x, on_cpu.layer_norm(x.astype(np.float64), **{given: parameter.astype(np.float64)}), scale=8)
+
+
+@pytest.mark.parametrize("op", ["layer_norm", "instance_norm"])
+@pytest.mark.parametrize("parameters", [(), ("weight",), ("weight", "bias")])
+def test_calls_that_recur_have_plans(op, parameters, device):
+    """With the same bits, and no plan for what it was not made for."""
+    x = to_device(noise((3, 5, 40), np.float32, 21))
+    options = {p: to_device(noise(40 if op == "layer_norm" else 5, np.float32, n)) for n, p in enumerate(parameters)}
+    run = partial(getattr(nk, op), **options)
+    expected = run(x).get()
+    assert len(plans.latest) == 1
+    (made,) = plans.latest.values()
+    assert np.array_equal(made(x, *(options.get(p) for p in ("weight", "bias")), None).get(), expected)
+    assert np.array_equal(run(x).get(), expected)
+    other = fake_cupy.ndarray(x.inside, device=1)
+    moved = fake_cupy.empty(604, np.float32)[1:601].reshape(3, 5, 40)
+    moved[...] = x
+    wide = to_device(x.get().astype(np.float64))
+    for declined in (other, moved, wide, x[:2], x.transpose(0, 2, 1), x.get()):
+        assert made(declined, *(options.get(p) for p in ("weight", "bias")), None) is None
+    assert np.array_equal(run(moved).get(), expected)
+    assert np.array_equal(run(x[:2]).get(), expected[:2])
+    for p, a in options.items():
+        assert made(x, *({**options, p: a.astype(np.float64)}.get(q) for q in ("weight", "bias")), None) is None
+        assert made(x, *({**options, p: None}.get(q) for q in ("weight", "bias")), None) is None
+    out = fake_cupy.empty(x.shape, x.dtype)
+    for _ in range(2):
+        assert run(x, out=out) is out
+        assert np.array_equal(out.get(), expected)
+    memory = fake_cupy.empty(1300, np.float32)
+    near, over = memory[:600].reshape(x.shape), memory[40:640].reshape(x.shape)  # which overlap
+    near[...] = x
+    assert np.array_equal(run(near, out=over).get(), expected)
+    before = len(device.launched)
+    assert run(x, out=x) is x
+    assert np.array_equal(x.get(), expected)
+    assert len(device.launched) == before + 1
+
+
 def test_operands_on_other_devices_are_refused():
     x, weight = to_device(noise((2, 4), np.float32)), fake_cupy.ndarray(np.ones(4, np.float32), device=1)
     with pytest.raises(nk.InputValueError, match="weight is on <CUDA Device 1>, expected <CUDA Device 0> as x"):
@@ -349,10 +409,12 @@ def test_errors_of_cuda_surface_and_say_where_from(error, monkeypatch):
     monkeypatch.setitem(registry._found, "cupy", CupyBackend(cupy))
     with pytest.raises(error, match="as the driver says") as caught:
         nk.layer_norm(to_device(noise((2, 4), np.float32)))
-    assert caught.value.__notes__ == ["in normkit.layer_norm of x: (2, 4) float32, on the backend 'cupy'"]
+    assert caught.value.__notes__ == ["in normkit, layer_norm of x: (2, 4) float32, on the backend 'cupy'"]
 
 
-BARRIERS = [m.start() for m in re.finditer(r"(?:__syncthreads|cluster_sync)\(\);", KERNELS)]
+BARRIERS = [m.start() for m in re.finditer(r"(?<=  )(?:block_sync\(\)|group_sync\(group\));", KERNELS)] + [
+    KERNELS.rindex("cluster_wait();")  # the wait before that for blocks to begin shows on a GPU alone
+]
 
 
 @pytest.mark.hostile

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ def test_a_row_cut_holds_every_element_wherever_the_row_starts(length, itemsize,
     for cut in filter(None, cuts):
         assert cut.group & (cut.group - 1) == 0
         assert cut.group <= launch.THREADS
-        assert cut.held in (1, 2, 4, 8)
+        assert cut.held in (1, 2, 4, 8, 16)
         assert cut.chunks == math.ceil(length / cut.chunk)
         assert cut.chunks == 1 or cut.chunk % vector == 0
         last = length - (cut.chunks - 1) * cut.chunk
@@ -79,17 +80,17 @@ def test_a_column_cut_covers_length_and_lanes(length, itemsize):
         cut = launch.cut_columns(outer, length, lanes, itemsize, step)
         if cut is None:
             assert step == launch.FUSED
-            assert length > launch.MOST_HELD
+            assert length > launch.COLUMN_HELD
             continue
         assert lanes % cut.vector == 0
         assert cut.vector * itemsize <= launch.VECTOR_BYTES
         assert all(n & (n - 1) == 0 for n in (cut.width, cut.height))
-        assert cut.chunk <= cut.height * launch.MOST_HELD
+        assert cut.chunk <= cut.height * launch.COLUMN_HELD
         assert cut.chunk * cut.chunks >= length > cut.chunk * (cut.chunks - 1)
         assert cut.tiles * cut.width * cut.vector >= lanes
         assert (cut.tiles - 1) * cut.width * cut.vector < lanes
         grid = launch.column_grid(outer, cut)
-        assert grid.threads <= launch.THREADS
+        assert grid.threads <= launch.COLUMN_THREADS
         assert grid.shared <= 48 * 1024
         assert grid.blocks * cut.depth >= outer * cut.chunks * cut.tiles
         if outer * length * lanes < 2**40:
@@ -123,5 +124,25 @@ def test_the_steps_of_a_problem_are_kernels_that_the_tests_compile():
 
 def test_sizes_are_64_bits_wide():
     (step,) = engine._row_steps(Rows(2**33, 1, 4, 2**33), False, np.dtype(np.float32), "float", 0.0, "input", 2**33)
-    assert [type(n) for n in step.sizes[:7]] == [np.int64] * 7
-    assert step.sizes[0] == 2**33
+    assert engine.ROWS.unpack(step.constants)[:5] == (2**33, 4, 4, 1, 2**33)
+    assert len(step.constants) == engine.ROWS.size
+
+
+def test_the_structs_are_those_of_the_kernels():
+    """Field by field: names are not checked by anybody else, sizes are by the emulated device."""
+    letter = {"int64": "q", "double": "d", "int": "i"}
+    for name, after, layout in (
+        ("RowsCall", engine.POINTERS, engine.ROWS),
+        ("ColumnsCall", engine.POINTERS, engine.COLUMNS),
+        ("MergeCall", engine.MERGED, engine.MERGE),
+    ):
+        body = re.search(rf"struct {name} {{(.*?)\n}};", engine.source(), re.DOTALL)[1]
+        pointers, fields = 0, ""
+        for kind, names in re.findall(r"(?:const )?(void|double|Moments|int64|int|Divisor)\*? ([^;]+);", body):
+            declared = [n.strip() for n in names.split(",")]
+            if kind in ("void", "Moments") or names.startswith("*"):
+                pointers += len(declared)
+            else:
+                fields += ("qd" if kind == "Divisor" else letter[kind]) * len(declared)
+        assert after.format == f"{pointers}Q"
+        assert fields == "".join(c * int(n or 1) for n, c in re.findall(r"(\d*)([a-z])", layout.format))

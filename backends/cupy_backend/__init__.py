@@ -6,8 +6,7 @@ kernels do not serve. This module imports CuPy only when the registry asks for t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 from math import nan, prod
@@ -39,8 +38,26 @@ class CupyBackend:
     def prepare(self, problem: Problem) -> Callable[[Operands], None]:
         return self._prepared(problem)
 
+    def replay(self, problem: Problem, operands: Operands, out: Array | None) -> Callable[..., Array | None] | None:
+        plan = self._engine.replay(problem, operands, out)
+        if plan is None:
+            return None
+
+        def explained(x: Array, weight: Array, bias: Array, out: Array) -> Array | None:
+            try:
+                return plan(x, weight, bias, out)
+            except self._errors() as error:
+                self._explain(error, problem.op, x)
+                raise
+
+        return explained
+
     def empty_like(self, x: Array) -> Array:
-        return self._engine.empty_like(x)
+        try:
+            return self._engine.empty_like(x)
+        except self._errors() as error:
+            self._explain(error, "an output", x)
+            raise
 
     def empty_stats(self, shape: tuple[int, ...]) -> Array:
         return self._cupy.empty(shape, np.float64)
@@ -70,28 +87,31 @@ class CupyBackend:
 
         def on_device(operands: Operands) -> None:
             _same_device(problem, operands)
-            with operands.x.device, self._explained(problem):
-                if problem.statistics == "input" and operands.mean is not None and operands.mean.device != operands.x.device:
-                    operands.mean, operands.var = (self.empty_stats(problem.stats_shape) for _ in range(2))
-                run(problem, operands)
+            try:
+                with operands.x.device:
+                    mean = operands.mean
+                    if problem.statistics == "input" and mean is not None and mean.device != operands.x.device:
+                        operands.mean, operands.var = (self.empty_stats(problem.stats_shape) for _ in range(2))
+                    run(problem, operands)
+            except self._errors() as error:
+                self._explain(error, problem.op, operands.x)
+                raise
 
         return on_device
 
-    @contextmanager
-    def _explained(self, problem: Problem) -> Iterator[None]:
-        """Say in a CUDA error which call it came from. Work that is under way may still fail later, where CuPy next looks."""
+    def _errors(self) -> tuple[type[BaseException], ...]:
+        """Of CUDA. Work that is under way may still fail later, where CuPy next looks."""
         cuda = self._cupy.cuda
-        errors = (
+        return (
             cuda.compiler.CompileException,
             cuda.driver.CUDADriverError,
             cuda.memory.OutOfMemoryError,
             cuda.runtime.CUDARuntimeError,
         )
-        try:
-            yield
-        except errors as error:
-            error.add_note(f"in normkit.{problem.op} of x: {problem.shape} {problem.dtype.name}, on the backend 'cupy'")
-            raise
+
+    @staticmethod
+    def _explain(error: BaseException, what: str, x: Array) -> None:
+        error.add_note(f"in normkit, {what} of x: {x.shape} {x.dtype.name}, on the backend 'cupy'")
 
     def _run_empty(self, problem: Problem, operands: Operands) -> None:
         if problem.statistics == "input" and operands.mean is not None:

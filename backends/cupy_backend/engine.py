@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from math import prod
 from pathlib import Path
+from struct import Struct
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +24,9 @@ from .launch import APPLY, FUSED, MOMENTS, VECTOR_BYTES, Grid
 HERE = Path(__file__).parent
 OPTIONS = ("--std=c++17", "--fmad=false", "-default-device")  # no contraction: the bits are those of the formulas as written
 C_TYPES = {"float16": "f16", "bfloat16": "bf16", "float32": "float", "float64": "double"}
-NULL = np.uintp(0)
+POINTERS = Struct("7Q")  # with which RowsCall and ColumnsCall in kernels.cu begin: x, out, weight, bias, mean, var, moments
+MERGED = Struct("3Q")  # MergeCall: moments, mean, var
+ROWS, COLUMNS, MERGE = Struct("4q qd qd 4d 2i"), Struct("6q qd 2d 4i"), Struct("4q")  # what follows them
 
 
 @lru_cache(maxsize=1)
@@ -39,11 +42,11 @@ def specializations(clusters: bool) -> list[str]:
         for parameter in dict.fromkeys((element, "double" if kind == "float64" else "float")):
             types = f"{element}, {parameter}"
             for ragged in ("false", "true"):
-                names += [f"rows<{types}, {held}, {FUSED}, {ragged}>" for held in (1, 2, 4, 8)]
+                names += [f"rows<{types}, {held}, {FUSED}, {ragged}>" for held in (1, 2, 4, 8, 16)]
                 names += [f"rows<{types}, 8, {MOMENTS}, {ragged}>", f"rows<{types}, 4, {APPLY}, {ragged}>"]
-                names += [f"rows_in_{n}<{types}, 8, {ragged}>" for n in launch.CLUSTERS if clusters]
+                names += [f"rows_in_{n}<{types}, {launch.MOST_HELD}, {ragged}>" for n in launch.CLUSTERS if clusters]
             for vector in (1, VECTOR_BYTES // (8 if kind == "float64" else 4 if kind == "float32" else 2)):
-                names += [f"columns<{types}, {vector}, {launch.MOST_HELD}, {step}>" for step in (FUSED, MOMENTS, APPLY)]
+                names += [f"columns<{types}, {vector}, {launch.COLUMN_HELD}, {step}>" for step in (FUSED, MOMENTS, APPLY)]
     return names
 
 
@@ -52,7 +55,18 @@ class Step(NamedTuple):
 
     kernel: str
     grid: Grid
-    sizes: tuple[Any, ...]
+    constants: bytes
+    chunks: int = 1  # of a set of statistics
+
+    @property
+    def merges(self) -> bool:
+        return self.kernel == "merge"
+
+    def launch(self, function: Callable[..., None], pointers: tuple[int, ...]) -> None:
+        """Hand the kernel its one argument, a struct by value, which for CuPy is an array of one element."""
+        argument = (MERGED if self.merges else POINTERS).pack(*pointers) + self.constants
+        blocks, threads, shared = self.grid
+        function((blocks,), (threads,), (np.frombuffer(argument, f"V{len(argument)}"),), shared_mem=shared)
 
 
 class Parameters(NamedTuple):
@@ -80,14 +94,73 @@ class Engine:
         parameters = self._parameters(problem, operands, layout)
         sets = layout.rows if isinstance(layout, Rows) else layout.outer * layout.lanes
         mean, var, given = self._statistics(problem, operands, sets)
-        kinds = (problem.dtype, parameters.kind, problem.eps, problem.statistics, given)
-        if isinstance(layout, Rows):
-            steps = _row_steps(layout, self._clusters(device.id), *kinds)
-        else:
-            steps = _column_steps(layout, *kinds)
+        steps = self._steps(problem, parameters, given, device.id)
         self._launch(steps, x, out, parameters, mean, var, sets, device.id)
         if out is not operands.out:
             operands.out[...] = out
+
+    def replay(self, problem: Problem, operands: Operands, out: Array | None) -> Callable[..., Array | None] | None:
+        """A plan: the same launch for other arrays of the same kind, if there is but one and it takes them as they are."""
+        layout = problem.layout
+        x, arrays = operands.x, (operands.weight, operands.bias)
+        if layout is None or problem.statistics == "given" or problem.masked or x.size == 0:
+            return None
+        if any(a.data.ptr % VECTOR_BYTES or not a.flags.c_contiguous for a in (x, operands.out)):
+            return None
+        parameters = self._parameters(problem, operands, layout)
+        if any(a is not None and own is not a for a, own in zip(arrays, parameters, strict=False)):
+            return None  # converted, or moved
+        device: int = x.device.id
+        sets = layout.rows if isinstance(layout, Rows) else layout.outer * layout.lanes
+        (step, *more) = self._steps(problem, parameters, sets, device)
+        if more:
+            return None
+        array, shape, strides, dtype, nbytes = self._cupy.ndarray, x.shape, x.strides, x.dtype, x.nbytes
+        current, kernel, launch = self._cupy.cuda.runtime.getDevice, self._kernel(step.kernel, device), step.launch
+        kinds = [None if a is None else (a.shape, a.strides, a.dtype, a.nbytes) for a in arrays]
+        instead = [own if a is None else None for a, own in zip(arrays, parameters, strict=False)]  # ones or zeros, kept
+        makes_out = out is None
+
+        def place(a: Any, kind: Any, absent: Any) -> int:
+            """Where a weight or bias is; -1 if it is of another kind."""
+            if a is None or kind is None:
+                return -1 if a is not None or kind is not None else 0 if absent is None else absent.data.ptr
+            fits = type(a) is array and (a.shape, a.strides, a.dtype) == kind[:3] and a.data.device_id == device
+            return a.data.ptr if fits and a.data.ptr % VECTOR_BYTES == 0 else -1
+
+        def plan(x: Array, weight: Array, bias: Array, out: Array) -> Array | None:
+            if type(x) is not array or x.dtype != dtype or x.shape != shape or x.strides != strides or current() != device:
+                return None
+            at = x.data.ptr
+            weights, biases = place(weight, kinds[0], instead[0]), place(bias, kinds[1], instead[1])
+            if weights < 0 or biases < 0 or at % VECTOR_BYTES or x.data.device_id != device or (out is None) is not makes_out:
+                return None
+            if out is None:
+                out = array(shape, dtype)
+                to = out.data.ptr
+            else:
+                if type(out) is not array or out.dtype != dtype or out.shape != shape or out.strides != strides:
+                    return None
+                to = out.data.ptr
+                if to % VECTOR_BYTES or out.data.device_id != device or (to != at and to < at + nbytes and at < to + nbytes):
+                    return None
+                for a, kind in ((weights, kinds[0]), (biases, kinds[1])):
+                    if kind is not None and to < a + kind[3] and a < to + nbytes:
+                        return None
+            launch(kernel, (at, to, weights, biases, 0, 0, 0))
+            return out
+
+        return plan
+
+    def _steps(self, problem: Problem, parameters: Parameters, given: int, device: int) -> list[Step]:
+        layout = problem.layout
+        kinds = (problem.dtype, parameters.kind, problem.eps, problem.statistics, given)
+        if isinstance(layout, Rows):
+            if parameters.weight is None and parameters.bias is None:
+                layout = layout._replace(runs=1, inner=layout.runs * layout.inner, period=1)
+            return _row_steps(layout, self._clusters(device), *kinds)
+        assert layout is not None
+        return _column_steps(layout, *kinds)
 
     def _launch(
         self, steps: list[Step], x: Array, out: Array, parameters: Parameters, mean: Array, var: Array, sets: int, device: int
@@ -98,17 +171,14 @@ class Engine:
             )
         moments = None
         if len(steps) > 1:  # moments, merge, apply
-            _, chunks, *_ = steps[1].sizes
-            moments = self._cupy.empty((sets, int(chunks), 2), np.float64)
+            moments = self._cupy.empty((sets, steps[0].chunks, 2), np.float64)
             if mean is None:
                 mean, var = (self._cupy.empty(sets, np.float64) for _ in range(2))
         for step in steps:
-            arrays = [x, out, parameters.weight, parameters.bias, mean, var, moments]
-            if step.kernel == "merge":
-                arrays = [moments, mean, var]
-            pointers = tuple(NULL if a is None else np.uintp(a.data.ptr) for a in arrays)
-            kernel = self._kernel(step.kernel, device)
-            kernel((step.grid.blocks,), (step.grid.threads,), pointers + step.sizes, shared_mem=step.grid.shared)
+            arrays = [moments, mean, var]
+            if not step.merges:
+                arrays = [x, out, parameters.weight, parameters.bias, *arrays[1:], moments]
+            step.launch(self._kernel(step.kernel, device), tuple(0 if a is None else a.data.ptr for a in arrays))
 
     def _aligned(self, x: Array, out: Array, layout: Rows | Columns) -> tuple[Array, Array]:
         """x and out, or other arrays instead, that the kernels can read and write 16 bytes at a time.
@@ -148,6 +218,11 @@ class Engine:
                 a = self._cupy.repeat(a.reshape(layout.period, layout.runs), layout.inner, axis=1)
             arrays[n] = a.copy() if a.data.ptr % VECTOR_BYTES else a
         weight, bias = arrays
+        if isinstance(layout, Rows) and layout.runs > 1:  # the kernels know both or none of each element
+            if weight is None and bias is not None:
+                weight = self._cupy.ones_like(bias)
+            elif bias is None and weight is not None:
+                bias = self._cupy.zeros_like(weight)
         return Parameters(weight, bias, C_TYPES[kind])
 
     def _statistics(self, problem: Problem, operands: Operands, sets: int) -> tuple[Array, Array, int]:
@@ -166,8 +241,9 @@ class Engine:
     def _compiled(self, name: str, device: int) -> Callable[..., None]:
         options = (*OPTIONS, "-DCLUSTERS") if self._clusters(device) else OPTIONS
         module = self._cupy.RawModule(code=source(), options=options, name_expressions=(name,))
-        function: Callable[..., None] = module.get_function(name)
-        return function
+        function = module.get_function(name)
+        result: Callable[..., None] = getattr(function, "kernel", function)  # what a RawKernel looks for in every call
+        return result
 
     def _has_clusters(self, device: int) -> bool:
         return int(self._cupy.cuda.Device(device).compute_capability) >= 90
@@ -182,10 +258,13 @@ def _row_steps(
     ragged = bool(length * dtype.itemsize % VECTOR_BYTES)
 
     def step(name: str, cut: launch.RowCut, *arguments: int) -> Step:
-        sizes = [np.int64(n) for n in (layout.rows, length, cut.chunk, cut.chunks, runs, layout.period, given)]
-        constants = (*sizes, np.int32(cut.group), np.float64(eps), np.float64(1 / cut.chunk))
+        last = length - (cut.chunks - 1) * cut.chunk
+        constants = ROWS.pack(
+            layout.rows, length, cut.chunk, runs, *_divisor(layout.period), *_divisor(given),
+            eps, 1 / cut.chunk, 1 / last, 1 / length, cut.chunks, cut.group.bit_length() - 1,
+        )  # fmt: skip
         kernel = _name(name, C_TYPES[dtype.name], parameter, cut.held, *arguments, "true" if ragged else "false")
-        return Step(kernel, launch.row_grid(layout.rows, cut, dtype.itemsize, ragged), constants)
+        return Step(kernel, launch.row_grid(layout.rows, cut, dtype.itemsize, ragged), constants, cut.chunks)
 
     cut = launch.cut_apply(length, dtype.itemsize)
     apply = step("rows", cut, APPLY)
@@ -203,11 +282,11 @@ def _column_steps(layout: Columns, dtype: np.dtype[Any], parameter: str, eps: fl
     outer, length, lanes, affine = layout
 
     def step(what: int, cut: launch.ColumnCut) -> Step:
-        sizes = [np.int64(n) for n in (outer, length, lanes, cut.chunk, cut.chunks, cut.tiles, given)]
-        flags = [np.int32(n) for n in (cut.width, cut.height, affine == "length")]
-        constants = (*sizes, *flags, np.float64(eps), np.float64(1 / cut.chunk))
-        kernel = _name("columns", C_TYPES[dtype.name], parameter, cut.vector, launch.MOST_HELD, what)
-        return Step(kernel, launch.column_grid(outer, cut), constants)
+        sizes = (outer, length, lanes, cut.chunk, cut.chunks, cut.tiles)
+        flags = (cut.width, cut.height, affine == "length", 0)
+        kernel = _name("columns", C_TYPES[dtype.name], parameter, cut.vector, launch.COLUMN_HELD, what)
+        constants = COLUMNS.pack(*sizes, *_divisor(given), eps, 1 / cut.chunk, *flags)
+        return Step(kernel, launch.column_grid(outer, cut), constants, cut.chunks)
 
     whole = launch.cut_columns(outer, length, lanes, dtype.itemsize)
     if whole is not None:
@@ -224,7 +303,11 @@ def _name(kernel: str, *arguments: object) -> str:
 
 
 def _merge_step(sets: int, chunks: int, chunk: int, length: int) -> Step:
-    return Step("merge", launch.merge_grid(sets), tuple(np.int64(n) for n in (sets, chunks, chunk, length)))
+    return Step("merge", launch.merge_grid(sets), MERGE.pack(sets, chunks, chunk, length), chunks)
+
+
+def _divisor(n: int) -> tuple[int, float]:
+    return n, 1 / max(n, 1)
 
 
 def _last_kept(problem: Problem) -> bool:

@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 VECTOR_BYTES = 16
-THREADS = 512  # the most in a block, as in the kernels' launch bounds
-MOST_HELD = 8  # vectors that a thread holds in registers
+THREADS = 256  # the most in a block for rows, as in the kernels' launch bounds
+MOST_HELD = 16  # vectors that a thread holds in registers
 CLUSTERS = (2, 4, 8)  # blocks in a cluster; 8 is what every GPU that has clusters can do
 BLOCK = 128  # threads in a block of several short rows
-COLUMN_BLOCK = 256
+COLUMN_BLOCK, COLUMN_THREADS, COLUMN_HELD = 256, 512, 8  # for columns: threads as a rule, threads at most, vectors in registers
 SEGMENT, SECTOR = 128, 32  # bytes: neighbours read together at best, and at least
 FIXED_SHARED = 1024  # bytes, for what the kernels keep apart from their buffer
 MOST_BLOCKS = 2**31 - 1
@@ -31,7 +31,7 @@ class RowCut(NamedTuple):
 
 
 class ColumnCut(NamedTuple):
-    """A block covers `depth` outer blocks x `height` x MOST_HELD places of the length x `width` vectors of lanes."""
+    """A block covers `depth` outer blocks x `height` x COLUMN_HELD places of the length x `width` vectors of lanes."""
 
     vector: int  # lanes in a vector
     width: int
@@ -57,10 +57,10 @@ def cut_row(length: int, itemsize: int, clusters: bool) -> RowCut | None:
     if vectors <= 64:
         held = min(2, vectors)
         return RowCut(_power(_ceil(vectors, held)), held, length)
-    if vectors <= 4 * THREADS:
-        return RowCut(_power(_ceil(vectors, 4)), 4, length)
     if vectors <= MOST_HELD * THREADS:
-        return RowCut(THREADS, MOST_HELD, length)
+        fours = 7 / 8 * _power(vectors) < vectors <= 256  # they leave no thread idle, and more threads read at once
+        held = 4 if fours else 8 if vectors <= 8 * THREADS else MOST_HELD
+        return RowCut(_power(_ceil(vectors, held)), held, length)
     for blocks in CLUSTERS if clusters else ():
         chunk = _ceil(_ceil(length, blocks), vector) * vector
         if _row_vectors(chunk, vector) + (length % vector != 0) <= MOST_HELD * THREADS:
@@ -70,7 +70,7 @@ def cut_row(length: int, itemsize: int, clusters: bool) -> RowCut | None:
 
 def cut_moments(length: int, itemsize: int) -> RowCut:
     """A cut of a long row into chunks whose moments are merged by another kernel."""
-    return _chunked(length, itemsize, MOST_HELD)
+    return _chunked(length, itemsize, 8)
 
 
 def cut_apply(length: int, itemsize: int) -> RowCut:
@@ -97,14 +97,14 @@ def cut_columns(outer: int, length: int, lanes: int, itemsize: int, step: int = 
         vector = 1
     across = _power(_ceil(lanes, vector))  # vectors of lanes
     if step == FUSED:
-        height, least = _power(_ceil(length, MOST_HELD)), min(across, _vectors_in(SECTOR, vector * itemsize))
-        if height * least > THREADS:
+        height, least = _power(_ceil(length, COLUMN_HELD)), min(across, _vectors_in(SECTOR, vector * itemsize))
+        if height * least > COLUMN_THREADS:
             return None
         width = min(across, max(least, COLUMN_BLOCK // height), 128)
     else:
         width = min(across, _vectors_in(SEGMENT, vector * itemsize))
         height = COLUMN_BLOCK // width
-    chunk = length if step == FUSED else min(length, height * MOST_HELD)
+    chunk = length if step == FUSED else min(length, height * COLUMN_HELD)
     depth = max(1, min(COLUMN_BLOCK // (width * height), outer))
     return ColumnCut(vector, width, height, depth, chunk, _ceil(length, chunk), _ceil(lanes, width * vector))
 
