@@ -53,6 +53,7 @@ bench-compare: $(VENV)/.ready-bench
 		--bench "$(or $(BENCH),Overhead.time_function|Overhead.time_layer|Size.time_forward|track_growth)" $(BASE) HEAD
 
 bench-html: $(VENV)/.ready-bench
+	@test -d .asv/results || { echo 'bench-html: no results yet; make bench comes first'; exit 2; }
 	$(ASV) publish
 	$(BIN)/python asv_bench/site.py
 

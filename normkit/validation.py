@@ -75,7 +75,7 @@ def layer_norm(
         axes, where = _trailing(op, x, normalized_shape, weight)
     affine_shape = tuple(x.shape[a] for a in axes)
     for name, parameter in (("weight", weight), ("bias", bias)):
-        _parameter(op, name, parameter, affine_shape, where, family)
+        _parameter(op, name, parameter, affine_shape, where, x, family)
     problem = Problem(
         op=op,
         family=family,
@@ -128,7 +128,7 @@ def instance_norm(
     where = f"x.shape[{channel}], the channels"
     named = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
     for name, parameter in named.items():
-        _parameter(op, name, parameter, channels, where, family)
+        _parameter(op, name, parameter, channels, where, x, family)
     if (running_mean is None) != (running_var is None):
         raise InputValueError(f"{op}: running_mean and running_var belong together, expected both or neither")
     running = None
@@ -229,7 +229,9 @@ def _trailing(op: str, x: Array, normalized_shape: Any, weight: Array | None) ->
     trailing = f"x.shape[-{len(expected)}:]"
     if tuple(x.shape[-len(expected) :]) != expected:
         if source == "weight.shape" and len(expected) == 1:
-            raise InputValueError(f"{op}: weight has shape {expected}, expected {tuple(x.shape[-1:])} = {trailing}")
+            last = tuple(x.shape[-1:])
+            fitted = _fitted("weight", expected, last, x)
+            raise InputValueError(f"{op}: weight has shape {expected}, expected {last} = {trailing}{fitted}")
         raise InputValueError(
             f"{op}: {source} is {expected}, expected the trailing sizes of x: {trailing} = {tuple(x.shape[-len(expected) :])}; "
             "axis= takes any axes"
@@ -237,13 +239,28 @@ def _trailing(op: str, x: Array, normalized_shape: Any, weight: Array | None) ->
     return tuple(range(x.ndim - len(expected), x.ndim)), trailing
 
 
-def _parameter(op: str, name: str, value: Array | None, shape: tuple[int, ...], where: str, family: str) -> None:
+def _parameter(op: str, name: str, value: Array | None, shape: tuple[int, ...], where: str, x: Array, family: str) -> None:
     if value is None:
         return
     if (its_family := _array(op, name, value)) != family:
         raise InputTypeError(f"{op}: {name} is an array of {its_family}, expected {family} as x")
     if tuple(value.shape) != shape:
-        raise InputValueError(f"{op}: {name} has shape {tuple(value.shape)}, expected {shape} = {where}")
+        got = tuple(value.shape)
+        raise InputValueError(f"{op}: {name} has shape {got}, expected {shape} = {where}{_fitted(name, got, shape, x)}")
+
+
+def _fitted(name: str, got: tuple[int, ...], wanted: tuple[int, ...], x: Array) -> str:
+    """How a parameter could be given, or the axis that it may have been meant for; nothing if neither can be told."""
+    if sorted(got) == sorted(wanted):
+        distinct = len(set(got)) == len(got)
+        return f"; {name}.transpose{tuple(map(got.index, wanted))} has it" if distinct else ""
+    if math.prod(got) == math.prod(wanted):
+        return f"; {name}.reshape{wanted} has it"
+    if math.prod(got) == 1:
+        return f"; np.full({wanted}, {name}.item()) repeats it"
+    if len(got) == len(wanted) == 1 and (fitting := [a for a in range(1, x.ndim) if x.shape[a] == got[0]]):
+        return f"; axis {fitting[-1]} of x has that size"
+    return ""
 
 
 def _mask(op: str, mask: Array | None, x: Array, family: str) -> None:
@@ -258,7 +275,10 @@ def _mask(op: str, mask: Array | None, x: Array, family: str) -> None:
         raise InputTypeError(f"{op}: mask is an array of {its_family}, expected {family} as x")
     sizes = zip(mask.shape[::-1], x.shape[::-1], strict=False)
     if mask.ndim > x.ndim or any(m not in (1, n) for m, n in sizes):
-        raise InputValueError(f"{op}: mask has shape {mask.shape}, which does not broadcast to x.shape = {x.shape}")
+        cure = ""
+        if mask.shape == x.shape[: mask.ndim]:  # of a batch of sequences, as a rule
+            cure = f"; mask.reshape{mask.shape + (1,) * (x.ndim - mask.ndim)} does"
+        raise InputValueError(f"{op}: mask has shape {mask.shape}, which does not broadcast to x.shape = {x.shape}{cure}")
 
 
 def _out(op: str, out: Array | None, x: Array, family: str) -> None:
@@ -267,9 +287,9 @@ def _out(op: str, out: Array | None, x: Array, family: str) -> None:
     if (its_family := _array(op, "out", out)) != family:
         raise InputTypeError(f"{op}: out is an array of {its_family}, expected {family} as x")
     if out.dtype.newbyteorder("=") != x.dtype.newbyteorder("="):
-        raise InputTypeError(f"{op}: out has dtype {out.dtype}, expected {x.dtype} = x.dtype")
+        raise InputTypeError(f"{op}: out has dtype {out.dtype}, expected {x.dtype} = x.dtype; {_like(x)}")
     if tuple(out.shape) != tuple(x.shape):
-        raise InputValueError(f"{op}: out has shape {out.shape}, expected {x.shape} = x.shape")
+        raise InputValueError(f"{op}: out has shape {out.shape}, expected {x.shape} = x.shape; {_like(x)}")
     _writable(op, "out", out, "pass an array that may be written")
     reach = out.dtype.itemsize if 0 not in out.shape else 0
     for stride, n in sorted((abs(s), n) for s, n in zip(out.strides, out.shape, strict=True) if n > 1):
@@ -279,6 +299,11 @@ def _out(op: str, out: Array | None, x: Array, family: str) -> None:
                 "pass a full array"
             )
         reach += stride * (n - 1)
+
+
+def _like(x: Array) -> str:
+    family = type(x).__module__.partition(".")[0]
+    return f"{'np' if family in ('numpy', 'normkit') else family}.empty_like(x) fits"
 
 
 def _writable(op: str, name: str, value: Array, cure: str) -> None:

@@ -170,7 +170,9 @@ def losses(run: Run) -> list[str]:
             found.append(f"{result.case.title}: " + ", ".join(f"{name} {ratio_text(ratio)}" for ratio, name in quicker))
     if found:
         return [f"Quicker than {run.base}:", *found]
-    return [f"No peer is quicker than {run.base} in any of these cases."] if run.finished else []
+    if not any(run.peers(result) for result in run.finished):
+        return []
+    return [f"No peer is quicker than {run.base} in any of these cases."]
 
 
 def layout_costs(run: Run) -> list[str]:
