@@ -4,8 +4,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 from normkit.backends.numba_backend import conversions
+from normkit.backends.numba_backend.memory import element, load, store
 from normkit.backends.numba_backend.sets import converted
-from normkit.backends.numba_backend.simd import WIDTH, element, load, store
+from normkit.backends.numba_backend.simd import WIDTH
 from numba import config, njit
 
 import normkit as nk

@@ -56,26 +56,9 @@ from .kernels import (
     place,
     too_close,
 )
+from .memory import element, fence, load, prefetch, put, store, store_first, stream
 from .shares import next_piece
-from .simd import (
-    WIDTH,
-    any_of,
-    cast,
-    element,
-    fence,
-    fma,
-    is_double,
-    itemsize,
-    load,
-    one_by_one,
-    pick,
-    prefetch,
-    put,
-    splat,
-    store,
-    store_first,
-    stream,
-)
+from .simd import WIDTH, any_of, cast, fma, is_double, itemsize, one_by_one, pick, splat
 
 
 @inline

@@ -31,23 +31,8 @@ from .masks import (
     tally,
     unless,
 )
-from .simd import (
-    WIDTH,
-    element,
-    fma,
-    is_double,
-    keep_first,
-    load,
-    load_first,
-    one_by_one,
-    prefetch,
-    put,
-    splat,
-    store,
-    store_first,
-    total,
-    unity,
-)
+from .memory import element, load, load_first, prefetch, put, store, store_first
+from .simd import WIDTH, fma, is_double, keep_first, one_by_one, splat, total, unity
 
 MAX_SPAN = 1024  # rows of x whose places are looked up at once
 MAX_FLAT = 64  # columns, of rows that are taken 16 as one

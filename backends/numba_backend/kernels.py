@@ -12,32 +12,22 @@ import numpy as np
 from numba import njit
 
 from .masks import choose, first_set, flags, flags_first, is_none, number, prefetch_flags
+from .memory import address, element, in_order, load, load_evens, load_first, prefetch, store, store_first, store_normal, stream
 from .simd import (
     WIDTH,
     above,
-    address,
     any_of,
     cast,
-    element,
     fma,
-    in_order,
     is_bfloat16,
     is_double,
     itemsize,
     keep_first,
-    load,
-    load_evens,
-    load_first,
     magnitude,
     one_by_one,
     pick,
-    prefetch,
     root,
     splat,
-    store,
-    store_first,
-    store_normal,
-    stream,
     total,
     unity,
 )

@@ -10,7 +10,8 @@ from numba.core.datamodel.models import PrimitiveModel
 from numba.extending import intrinsic, register_model
 
 from .conversions import call, f64, i1, i8, i16, i32, i64
-from .simd import WIDTH, _broadcast, _constant, _data, _one, _vector
+from .memory import _data, _one
+from .simd import WIDTH, _broadcast, _constant, vector
 
 
 class Flags(types.Type):
@@ -23,7 +24,7 @@ class Flags(types.Type):
 @register_model(Flags)
 class _FlagsModel(PrimitiveModel):
     def __init__(self, dmm: Any, fe_type: Flags) -> None:
-        super().__init__(dmm, fe_type, _vector(i1))
+        super().__init__(dmm, fe_type, vector(i1))
 
 
 @intrinsic
@@ -41,9 +42,9 @@ def flags(typingctx: Any, mask: Any, index: Any, step: Any) -> Any:
                 v_one = _broadcast(builder, builder.load(pointer))
                 after_one = builder.block
             with many:
-                v_many = builder.load(builder.bitcast(pointer, _vector(i8).as_pointer()), align=1)
+                v_many = builder.load(builder.bitcast(pointer, vector(i8).as_pointer()), align=1)
                 after_many = builder.block
-        v = builder.phi(_vector(i8))
+        v = builder.phi(vector(i8))
         v.add_incoming(v_one, after_one)
         v.add_incoming(v_many, after_many)
         return _as_flags(builder, v)
@@ -58,8 +59,8 @@ def flags_first(typingctx: Any, mask: Any, index: Any, step: Any, count: Any) ->
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         if sig.args[0] == types.none:
             return context.get_dummy_value()
-        v = cgutils.alloca_once_value(builder, ir.Constant(_vector(i8), None))
-        builder.store(ir.Constant(_vector(i8), None), v)
+        v = cgutils.alloca_once_value(builder, ir.Constant(vector(i8), None))
+        builder.store(ir.Constant(vector(i8), None), v)
         with cgutils.for_range(builder, args[3]) as loop:  # not a masked load, which few CPUs have for bytes
             at = builder.add(args[1], builder.mul(loop.index, args[2]))
             byte = builder.load(_one(context, builder, sig.args[0], args[0], at))
@@ -103,7 +104,7 @@ def copy_flags(typingctx: Any, mask: Any, index: Any, into: Any, at: Any) -> Any
         if sig.args[0] != types.none:
             byte = builder.load(_one(context, builder, sig.args[0], args[0], args[1]))
             pointer = _one(context, builder, sig.args[2], args[2], args[3], i64(WIDTH))
-            builder.store(_broadcast(builder, byte), builder.bitcast(pointer, _vector(i8).as_pointer()), align=1)
+            builder.store(_broadcast(builder, byte), builder.bitcast(pointer, vector(i8).as_pointer()), align=1)
         return context.get_dummy_value()
 
     return types.void(mask, types.intp, into, types.intp), codegen

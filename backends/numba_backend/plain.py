@@ -1,4 +1,4 @@
-"""The names of simd.py on plain NumPy, for NUMBA_DISABLE_JIT=1: a debugger can step through the kernels, at their own pace.
+"""The names of simd.py and memory.py on plain NumPy, for NUMBA_DISABLE_JIT=1: a debugger can step through kernels, at its pace.
 
 Lanes are arrays of WIDTH floats. Every access to memory is checked against the array's extent: here a kernel that reads or
 writes outside fails an assertion. Scalars are NumPy's, which overflow to inf where Python's would raise. The float64 fma

@@ -35,20 +35,9 @@ from .kernels import (
     place,
 )
 from .masks import is_none
+from .memory import element, fence, load, load_first, put, stack, store, store_first
 from .shares import next_piece
-from .simd import (
-    WIDTH,
-    element,
-    fence,
-    load,
-    load_first,
-    one_by_one,
-    put,
-    splat,
-    stack,
-    store,
-    store_first,
-)
+from .simd import WIDTH, one_by_one, splat
 
 
 @inline

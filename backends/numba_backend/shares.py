@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from .kernels import inline
-from .simd import one_by_one, take
+from .memory import take
+from .simd import one_by_one
 
 PIECES = 16  # in which a thread's share of the work is taken
 LINE = 8  # int64 of a cache line
