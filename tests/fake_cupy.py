@@ -1,7 +1,7 @@
 """A stand-in for CuPy that needs no GPU: arrays that behave as CuPy's do where normkit touches them, on CPU memory.
 
 RawModule compiles the kernels' own source with g++ and runs it on the emulated device of cuda_on_cpu.h, so that everything
-from `nk.layer_norm` down to the last line of kernels.cu is executed. Memory is poisoned with NaN, and every array lies
+from `nk.layer_norm` down to the last line of the kernels is executed. Memory is poisoned with NaN, and every array lies
 between guards: what is read beyond it shows in the result, what is written beyond it fails the launch.
 """
 

@@ -1,7 +1,7 @@
 """The kernels' arithmetic, step for step in NumPy's float32: that it holds design.md's figures for any input.
 
-The model is a second writing of `guess`, `first_mean`, `moments_around` and `Scale` in kernels.cu. Where there is a compiler
-it is compared with them.
+The model is a second writing of `guess`, `first_mean`, `moments_around` and `Scale` in rows.cu and common.cuh. Where there is a
+compiler it is compared with them.
 """
 
 import math

@@ -3,6 +3,7 @@
 import itertools
 import math
 import re
+from struct import Struct
 
 import numpy as np
 import pytest
@@ -131,9 +132,10 @@ def test_sizes_are_64_bits_wide():
 def test_the_structs_are_those_of_the_kernels():
     """Field by field: names are not checked by anybody else, sizes are by the emulated device."""
     letter = {"int64": "q", "double": "d", "int": "i"}
-    for name, after, layout in (
-        ("RowsCall", engine.POINTERS, engine.ROWS),
-        ("ColumnsCall", engine.POINTERS, engine.COLUMNS),
+    for name, before, layout in (
+        ("Arrays", engine.POINTERS, Struct("")),
+        ("RowsCall : Arrays", Struct("0Q"), engine.ROWS),
+        ("ColumnsCall : Arrays", Struct("0Q"), engine.COLUMNS),
         ("MergeCall", engine.MERGED, engine.MERGE),
     ):
         body = re.search(rf"struct {name} {{(.*?)\n}};", engine.source(), re.DOTALL)[1]
@@ -144,5 +146,5 @@ def test_the_structs_are_those_of_the_kernels():
                 pointers += len(declared)
             else:
                 fields += ("qd" if kind == "Divisor" else letter[kind]) * len(declared)
-        assert after.format == f"{pointers}Q"
+        assert before.format == f"{pointers}Q"
         assert fields == "".join(c * int(n or 1) for n, c in re.findall(r"(\d*)([a-z])", layout.format))

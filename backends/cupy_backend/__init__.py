@@ -1,6 +1,6 @@
 """The optional GPU backend: CuPy arrays in, CuPy arrays out, on their device and the current stream.
 
-`launch` cuts a problem into blocks, `engine` compiles kernels.cu and launches it, `reference` is the formula for what the
+`launch` cuts a problem into blocks, `engine` compiles the kernels and launches them, `reference` is the formula for what the
 kernels do not serve. This module imports CuPy only when the registry asks for the backend.
 """
 

@@ -22,17 +22,18 @@ from . import launch
 from .launch import APPLY, FUSED, MOMENTS, VECTOR_BYTES, Grid
 
 HERE = Path(__file__).parent
+SOURCES = ("device.cuh", "common.cuh", "rows.cu", "columns.cu")  # one text, in this order
 OPTIONS = ("--std=c++17", "--fmad=false", "-default-device")  # no contraction: the bits are those of the formulas as written
 C_TYPES = {"float16": "f16", "bfloat16": "bf16", "float32": "float", "float64": "double"}
-POINTERS = Struct("7Q")  # with which RowsCall and ColumnsCall in kernels.cu begin: x, out, weight, bias, mean, var, moments
+POINTERS = Struct("7Q")  # with which RowsCall and ColumnsCall begin, Arrays in common.cuh
 MERGED = Struct("3Q")  # MergeCall: moments, mean, var
-ROWS, COLUMNS, MERGE = Struct("4q qd qd 4d 2i"), Struct("6q qd 2d 4i"), Struct("4q")  # what follows them
+ROWS, COLUMNS, MERGE = Struct("4q qd qd 4d 2i"), Struct("6q qd 2d 4i"), Struct("4q")  # what follows in each
 
 
 @lru_cache(maxsize=1)
 def source() -> str:
     """The kernels' text."""
-    return "".join((HERE / name).read_text(encoding="utf-8") for name in ("device.cuh", "kernels.cu"))
+    return "".join((HERE / name).read_text(encoding="utf-8") for name in SOURCES)
 
 
 def specializations(clusters: bool) -> list[str]:

@@ -17,7 +17,7 @@ COLUMN_BLOCK, COLUMN_THREADS, COLUMN_HELD = 256, 512, 8  # for columns: threads 
 SEGMENT, SECTOR = 128, 32  # bytes: neighbours read together at best, and at least
 FIXED_SHARED = 1024  # bytes, for what the kernels keep apart from their buffer
 MOST_BLOCKS = 2**31 - 1
-FUSED, MOMENTS, APPLY = range(3)  # what a kernel does, as in kernels.cu
+FUSED, MOMENTS, APPLY = range(3)  # what a kernel does, as in common.cuh
 
 
 class RowCut(NamedTuple):
