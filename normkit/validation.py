@@ -230,7 +230,7 @@ def _trailing(op: str, x: Array, normalized_shape: Any, weight: Array | None) ->
     if tuple(x.shape[-len(expected) :]) != expected:
         if source == "weight.shape" and len(expected) == 1:
             last = tuple(x.shape[-1:])
-            fitted = _fitted("weight", expected, last, x)
+            fitted = _fitted(op, "weight", expected, last, x)
             raise InputValueError(f"{op}: weight has shape {expected}, expected {last} = {trailing}{fitted}")
         raise InputValueError(
             f"{op}: {source} is {expected}, expected the trailing sizes of x: {trailing} = {tuple(x.shape[-len(expected) :])}; "
@@ -246,10 +246,10 @@ def _parameter(op: str, name: str, value: Array | None, shape: tuple[int, ...], 
         raise InputTypeError(f"{op}: {name} is an array of {its_family}, expected {family} as x")
     if tuple(value.shape) != shape:
         got = tuple(value.shape)
-        raise InputValueError(f"{op}: {name} has shape {got}, expected {shape} = {where}{_fitted(name, got, shape, x)}")
+        raise InputValueError(f"{op}: {name} has shape {got}, expected {shape} = {where}{_fitted(op, name, got, shape, x)}")
 
 
-def _fitted(name: str, got: tuple[int, ...], wanted: tuple[int, ...], x: Array) -> str:
+def _fitted(op: str, name: str, got: tuple[int, ...], wanted: tuple[int, ...], x: Array) -> str:
     """How a parameter could be given, or the axis that it may have been meant for; nothing if neither can be told."""
     if sorted(got) == sorted(wanted):
         distinct = len(set(got)) == len(got)
@@ -259,7 +259,7 @@ def _fitted(name: str, got: tuple[int, ...], wanted: tuple[int, ...], x: Array) 
     if math.prod(got) == 1:
         return f"; np.full({wanted}, {name}.item()) repeats it"
     if len(got) == len(wanted) == 1 and (fitting := [a for a in range(1, x.ndim) if x.shape[a] == got[0]]):
-        return f"; axis {fitting[-1]} of x has that size"
+        return f"; {'channel_axis' if op == 'instance_norm' else 'axis'}={fitting[-1]} of x has that size"
     return ""
 
 
