@@ -61,15 +61,17 @@ struct ColumnsCall : Arrays {
   int64 outer, length, lanes, chunk, chunks, tiles;
   Divisor given;
   double eps, inverse;
-  int width, height, by_length, unused;
+  int width, height, by_length;
 };
 
 // What a thread is to do: V lanes of one outer block, and of its chunk of the length each `height`-th place, `count` in all.
-template <class T, int V> struct ColumnTask {
+template <class T, class W, int V> struct ColumnTask {
   Tile tile;
-  int64 part, first, lane, set, place;
+  int64 part, first, lane, set;
   int count;
   const T* x;
+  T* out;
+  const W *weight, *bias;
 
   INLINE explicit ColumnTask(const ColumnsCall& call) {
     const int area = call.width * call.height, within = threadIdx.x % area;
@@ -79,10 +81,13 @@ template <class T, int V> struct ColumnTask {
     first = part * call.chunk;
     const int64 of = at / call.chunks * (blockDim.x / area) + threadIdx.x / area;  // which outer block
     lane = ((block - at * call.tiles) * call.width + tile.x) * V;                  // the first of V
-    place = (of * call.length + first) * call.lanes + lane;
+    const int64 place = (of * call.length + first) * call.lanes + lane;
     set = of * call.lanes + lane;
     count = of < call.outer && lane < call.lanes ? (int)min(call.chunk, call.length - first) : 0;
     x = static_cast<const T*>(call.x) + place;
+    out = static_cast<T*>(call.out) + place;
+    weight = static_cast<const W*>(call.weight);
+    bias = static_cast<const W*>(call.bias);
   }
   INLINE int at(int k) const { return tile.y + k * tile.height; }
   INLINE bool holds(int k) const { return at(k) < count; }
@@ -116,8 +121,7 @@ template <class T, int V> struct ColumnTask {
 template <class T, class W, int V, int K, int STEP> NOINLINE void columns_slowly(const ColumnsCall& call) {
   using A = typename Traits<T>::Real;
   constexpr bool SPARE = Traits<T>::spare;
-  const ColumnTask<T, V> task(call);
-  const W *weight = static_cast<const W*>(call.weight), *bias = static_cast<const W*>(call.bias);
+  const ColumnTask<T, W, V> task(call);
   const auto each = [&](auto f) {
 #pragma unroll 1
     for (int k = 0; k < K; ++k)
@@ -151,12 +155,11 @@ template <class T, class W, int V, int K, int STEP> NOINLINE void columns_slowly
     task.template keep<STEP>(call, m);
     if (STEP == MOMENTS) return;
   }
-  T* out = static_cast<T*>(call.out) + task.place;
   each([&](int k, int c, A value) {
     const int64 own = call.by_length ? task.first + task.at(k) : task.lane + c;
-    const A by = one_of(weight, own, A(1)), plus = one_of(bias, own, A(0));
+    const A by = one_of(task.weight, own, A(1)), plus = one_of(task.bias, own, A(0));
     const double v = m[c].m2 + call.eps;
-    T& to = out[task.offset(k, call) + c];
+    T& to = task.out[task.offset(k, call) + c];
     if (sizeof(A) == sizeof(double) || serves(m[c].mean, v)) {
       narrow(fused(Scale<A, SPARE>(m[c].mean, v).template operator()<STEP>(value), by, plus), to);
     } else {
@@ -170,8 +173,7 @@ template <class T, class W, int V, int K, int STEP>
 __global__ void __launch_bounds__(512, 1) columns(const GRID_CONSTANT ColumnsCall call) {
   using A = typename Traits<T>::Real;
   constexpr bool SPARE = Traits<T>::spare;
-  const ColumnTask<T, V> task(call);
-  const W *weight = static_cast<const W*>(call.weight), *bias = static_cast<const W*>(call.bias);
+  const ColumnTask<T, W, V> task(call);
   Vector<T, V> held[K];
 #pragma unroll
   for (int k = 0; k < K; ++k) {
@@ -216,15 +218,15 @@ __global__ void __launch_bounds__(512, 1) columns(const GRID_CONSTANT ColumnsCal
 #pragma unroll
   for (int c = 0; c < V; ++c) {
     scale[c] = Scale<A, SPARE>(m[c].mean, m[c].m2 + call.eps);
-    w[c] = weight != nullptr && !call.by_length ? (A)widen(weight[task.lane + c]) : 1;
-    b[c] = bias != nullptr && !call.by_length ? (A)widen(bias[task.lane + c]) : 0;
+    w[c] = call.by_length ? 1 : one_of(task.weight, task.lane + c, A(1));
+    b[c] = call.by_length ? 0 : one_of(task.bias, task.lane + c, A(0));
   }
-  T* out = static_cast<T*>(call.out) + task.place;
 #pragma unroll
   for (int k = 0; k < K; ++k) {
     if (!task.holds(k)) continue;
     if (call.by_length) {
-      const A down = one_of(weight, task.first + task.at(k), A(1)), up = one_of(bias, task.first + task.at(k), A(0));
+      const int64 own = task.first + task.at(k);
+      const A down = one_of(task.weight, own, A(1)), up = one_of(task.bias, own, A(0));
 #pragma unroll
       for (int c = 0; c < V; ++c) w[c] = down, b[c] = up;
     }
@@ -234,6 +236,6 @@ __global__ void __launch_bounds__(512, 1) columns(const GRID_CONSTANT ColumnsCal
     for (int c = 0; c < V; ++c) values[c] = fused(scale[c].template operator()<STEP>(values[c]), w[c], b[c]);
     Vector<T, V> result;
     result.narrowed(values);
-    result.store(out + task.offset(k, call));
+    result.store(task.out + task.offset(k, call));
   }
 }

@@ -179,6 +179,9 @@ template <class A, bool SPARE> struct Scale {
   }
 };
 
+// A weight or a bias, or what stands for one that is not there.
+template <class A, class W> INLINE A one_of(const W* p, int64 e, A missing) { return p != nullptr ? (A)widen(p[e]) : missing; }
+
 // The threads that share a row, or a chunk of one: `size` of them, a power of two, this one at `rank`. `head` elements lie
 // between the 16-byte boundary before the row and its start.
 struct Group {

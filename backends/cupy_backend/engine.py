@@ -27,7 +27,7 @@ OPTIONS = ("--std=c++17", "--fmad=false", "-default-device")  # no contraction: 
 C_TYPES = {"float16": "f16", "bfloat16": "bf16", "float32": "float", "float64": "double"}
 POINTERS = Struct("7Q")  # with which RowsCall and ColumnsCall begin, Arrays in common.cuh
 MERGED = Struct("3Q")  # MergeCall: moments, mean, var
-ROWS, COLUMNS, MERGE = Struct("4q qd qd 4d 2i"), Struct("6q qd 2d 4i"), Struct("4q")  # what follows in each
+ROWS, COLUMNS, MERGE = Struct("4q qd qd 4d 2i"), Struct("6q qd 2d 3i 4x"), Struct("4q")  # what follows in each
 
 
 @lru_cache(maxsize=1)
@@ -109,8 +109,10 @@ class Engine:
         if any(a.data.ptr % VECTOR_BYTES or not a.flags.c_contiguous for a in (x, operands.out)):
             return None
         parameters = self._parameters(problem, operands, layout)
-        if any(a is not None and own is not a for a, own in zip(arrays, parameters, strict=False)):
+        own = (parameters.weight, parameters.bias)
+        if any(a is not None and a is not b for a, b in zip(arrays, own, strict=True)):
             return None  # converted, or moved
+        instead = [b if a is None else None for a, b in zip(arrays, own, strict=True)]  # a plan keeps none of the caller's
         device: int = x.device.id
         sets = layout.rows if isinstance(layout, Rows) else layout.outer * layout.lanes
         (step, *more) = self._steps(problem, parameters, sets, device)
@@ -119,13 +121,12 @@ class Engine:
         array, shape, strides, dtype, nbytes = self._cupy.ndarray, x.shape, x.strides, x.dtype, x.nbytes
         current, kernel, launch = self._cupy.cuda.runtime.getDevice, self._kernel(step.kernel, device), step.launch
         kinds = [None if a is None else (a.shape, a.strides, a.dtype, a.nbytes) for a in arrays]
-        instead = [own if a is None else None for a, own in zip(arrays, parameters, strict=False)]  # ones or zeros, kept
         makes_out = out is None
 
-        def place(a: Any, kind: Any, absent: Any) -> int:
-            """Where a weight or bias is; -1 if it is of another kind."""
-            if a is None or kind is None:
-                return -1 if a is not None or kind is not None else 0 if absent is None else absent.data.ptr
+        def place(a: Any, kind: Any, instead: Any) -> int:
+            """Where a weight or bias is, or what stands for one that is not given; -1 if it is of another kind."""
+            if kind is None:
+                return -1 if a is not None else 0 if instead is None else instead.data.ptr
             fits = type(a) is array and (a.shape, a.strides, a.dtype) == kind[:3] and a.data.device_id == device
             return a.data.ptr if fits and a.data.ptr % VECTOR_BYTES == 0 else -1
 
@@ -284,7 +285,7 @@ def _column_steps(layout: Columns, dtype: np.dtype[Any], parameter: str, eps: fl
 
     def step(what: int, cut: launch.ColumnCut) -> Step:
         sizes = (outer, length, lanes, cut.chunk, cut.chunks, cut.tiles)
-        flags = (cut.width, cut.height, affine == "length", 0)
+        flags = (cut.width, cut.height, affine == "length")
         kernel = _name("columns", C_TYPES[dtype.name], parameter, cut.vector, launch.COLUMN_HELD, what)
         constants = COLUMNS.pack(*sizes, *_divisor(given), eps, 1 / cut.chunk, *flags)
         return Step(kernel, launch.column_grid(outer, cut), constants, cut.chunks)

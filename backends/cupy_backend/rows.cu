@@ -105,7 +105,6 @@ template <class W> struct Affine {
     bias = call.bias != nullptr ? static_cast<const W*>(call.bias) + at : nullptr;
   }
 };
-template <class A, class W> INLINE A one_of(const W* p, int64 e, A missing) { return p != nullptr ? (A)widen(p[e]) : missing; }
 
 // V weights or biases from p[e] on, in vectors of N; where rows are ragged, only those of a row of `count` are read.
 template <class W, int V> struct Parameters {

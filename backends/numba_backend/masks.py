@@ -10,8 +10,8 @@ from numba.core.datamodel.models import PrimitiveModel
 from numba.extending import intrinsic, register_model
 
 from .conversions import call, f64, i1, i8, i16, i32, i64
-from .memory import _data, _one
-from .simd import WIDTH, _broadcast, _constant, vector
+from .memory import data_pointer, pointer_to
+from .simd import WIDTH, broadcast, constant, vector
 
 
 class Flags(types.Type):
@@ -36,10 +36,10 @@ def flags(typingctx: Any, mask: Any, index: Any, step: Any) -> Any:
             return context.get_dummy_value()
         same = builder.icmp_signed("==", args[2], i64(0))
         count = builder.select(same, i64(1), i64(WIDTH))
-        pointer = _one(context, builder, sig.args[0], args[0], args[1], count)
+        pointer = pointer_to(context, builder, sig.args[0], args[0], args[1], count)
         with builder.if_else(same) as (one, many):
             with one:
-                v_one = _broadcast(builder, builder.load(pointer))
+                v_one = broadcast(builder, builder.load(pointer))
                 after_one = builder.block
             with many:
                 v_many = builder.load(builder.bitcast(pointer, vector(i8).as_pointer()), align=1)
@@ -63,7 +63,7 @@ def flags_first(typingctx: Any, mask: Any, index: Any, step: Any, count: Any) ->
         builder.store(ir.Constant(vector(i8), None), v)
         with cgutils.for_range(builder, args[3]) as loop:  # not a masked load, which few CPUs have for bytes
             at = builder.add(args[1], builder.mul(loop.index, args[2]))
-            byte = builder.load(_one(context, builder, sig.args[0], args[0], at))
+            byte = builder.load(pointer_to(context, builder, sig.args[0], args[0], at))
             builder.store(builder.insert_element(builder.load(v), byte, builder.trunc(loop.index, i32)), v)
         return _as_flags(builder, builder.load(v))
 
@@ -76,7 +76,7 @@ def prefetch_flags(typingctx: Any, mask: Any, index: Any) -> Any:
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         if sig.args[0] != types.none:
-            line = builder.gep(_data(context, builder, sig.args[0], args[0]), [args[1]])
+            line = builder.gep(data_pointer(context, builder, sig.args[0], args[0]), [args[1]])
             call(builder, "llvm.prefetch.p0", ir.VoidType(), [line, i32(0), i32(2), i32(1)])
         return context.get_dummy_value()
 
@@ -89,8 +89,8 @@ def copy_flag(typingctx: Any, mask: Any, index: Any, into: Any, at: Any) -> Any:
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         if sig.args[0] != types.none:
-            byte = builder.load(_one(context, builder, sig.args[0], args[0], args[1]))
-            builder.store(byte, _one(context, builder, sig.args[2], args[2], args[3]))
+            byte = builder.load(pointer_to(context, builder, sig.args[0], args[0], args[1]))
+            builder.store(byte, pointer_to(context, builder, sig.args[2], args[2], args[3]))
         return context.get_dummy_value()
 
     return types.void(mask, types.intp, into, types.intp), codegen
@@ -102,9 +102,9 @@ def copy_flags(typingctx: Any, mask: Any, index: Any, into: Any, at: Any) -> Any
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         if sig.args[0] != types.none:
-            byte = builder.load(_one(context, builder, sig.args[0], args[0], args[1]))
-            pointer = _one(context, builder, sig.args[2], args[2], args[3], i64(WIDTH))
-            builder.store(_broadcast(builder, byte), builder.bitcast(pointer, vector(i8).as_pointer()), align=1)
+            byte = builder.load(pointer_to(context, builder, sig.args[0], args[0], args[1]))
+            pointer = pointer_to(context, builder, sig.args[2], args[2], args[3], i64(WIDTH))
+            builder.store(broadcast(builder, byte), builder.bitcast(pointer, vector(i8).as_pointer()), align=1)
         return context.get_dummy_value()
 
     return types.void(mask, types.intp, into, types.intp), codegen
@@ -117,7 +117,7 @@ def tally(typingctx: Any, count: Any, flags: Any) -> Any:
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         if sig.args[1] == types.none:
             return args[0]
-        return builder.fadd(args[0], builder.select(args[1], _constant(f64, 1.0), _constant(f64, 0.0)))
+        return builder.fadd(args[0], builder.select(args[1], constant(f64, 1.0), constant(f64, 0.0)))
 
     return count(count, flags), codegen
 

@@ -37,20 +37,21 @@ from .conversions import (
 from .objects import Memory
 from .simd import FLOATS, SUFFIX, WIDTH, Lanes, first_lanes, halved, nbytes, vector
 
+ONE = i64(1)
 STACK = 14 * WIDTH  # see `stack`
 STAGE = 1 << 14  # see `stage`
 
 
 def _address(context: Any, builder: Any, array_type: Any, array: Any, index: Any, count: Any) -> Any:
     """A pointer to WIDTH elements from `index` on, of which `count` are meant; and the type of one element in memory."""
-    pointer = _one(context, builder, array_type, array, index, count)
+    pointer = pointer_to(context, builder, array_type, array, index, count)
     element = ELEMENTS[array_type.dtype]
     return builder.bitcast(pointer, vector(element).as_pointer()), element
 
 
-def _one(context: Any, builder: Any, array_type: Any, array: Any, index: Any, count: Any = i64(1)) -> Any:  # noqa: B008
+def pointer_to(context: Any, builder: Any, array_type: Any, array: Any, index: Any, count: Any = ONE) -> Any:
     """A pointer to the element at `index`."""
-    data = _data(context, builder, array_type, array)
+    data = data_pointer(context, builder, array_type, array)
     if config.BOUNDSCHECK:
         view = context.make_array(array_type)(context, builder, array)
         low, high = _span(builder, array_type, view)
@@ -61,7 +62,7 @@ def _one(context: Any, builder: Any, array_type: Any, array: Any, index: Any, co
     return builder.gep(data, [index])
 
 
-def _data(context: Any, builder: Any, array_type: Any, array: Any) -> Any:
+def data_pointer(context: Any, builder: Any, array_type: Any, array: Any) -> Any:
     """A pointer to the first element."""
     return array if isinstance(array_type, Memory) else context.make_array(array_type)(context, builder, array).data
 
@@ -221,7 +222,7 @@ def put_quarter(typingctx: Any, array: Any, index: Any, lanes: Any) -> Any:
     """Write 4 float64: what is left of the lanes after the first two steps of `total`."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        pointer = _one(context, builder, sig.args[0], args[0], args[1])
+        pointer = pointer_to(context, builder, sig.args[0], args[0], args[1])
         part = halved(builder, halved(builder, args[2]))
         builder.store(part, builder.bitcast(pointer, part.type.as_pointer()), align=1)
         return context.get_dummy_value()
@@ -276,7 +277,7 @@ def prefetch(typingctx: Any, array: Any, index: Any) -> Any:
     """Ask for the cache lines of WIDTH elements, into L1; the address need not exist."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        data = _data(context, builder, sig.args[0], args[0])
+        data = data_pointer(context, builder, sig.args[0], args[0])
         line = builder.bitcast(builder.gep(data, [args[1]]), i8.as_pointer())
         for at in range(0, WIDTH * nbytes(ELEMENTS[sig.args[0].dtype]), 64):
             call(builder, "llvm.prefetch.p0", ir.VoidType(), [builder.gep(line, [i64(at)]), i32(0), i32(3), i32(1)])
@@ -290,7 +291,7 @@ def address(typingctx: Any, array: Any) -> Any:
     """The array's data pointer as an integer, to look at its alignment."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        data = _data(context, builder, sig.args[0], args[0])
+        data = data_pointer(context, builder, sig.args[0], args[0])
         return builder.ptrtoint(data, i64)
 
     return types.intp(array), codegen
@@ -301,7 +302,7 @@ def element(typingctx: Any, array: Any, index: Any) -> Any:
     """One element, as float64."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        scalar = builder.load(_one(context, builder, sig.args[0], args[0], args[1]), align=1)
+        scalar = builder.load(pointer_to(context, builder, sig.args[0], args[0], args[1]), align=1)
         return widened(builder, scalar, sig.args[0], f64)
 
     return types.float64(array, types.intp), codegen
@@ -312,7 +313,7 @@ def put(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
     """Write one element, given as float64."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        builder.store(narrowed(builder, args[2], sig.args[0]), _one(context, builder, sig.args[0], args[0], args[1]))
+        builder.store(narrowed(builder, args[2], sig.args[0]), pointer_to(context, builder, sig.args[0], args[0], args[1]))
         return context.get_dummy_value()
 
     return types.void(array, types.intp, types.float64), codegen
@@ -325,7 +326,7 @@ def take(typingctx: Any, taken: Any, index: Any, n: Any) -> Any:
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         if sig.args[0] == types.none:
             return i64(0)
-        return builder.atomic_rmw("add", _one(context, builder, sig.args[0], args[0], args[1]), args[2], "monotonic")
+        return builder.atomic_rmw("add", pointer_to(context, builder, sig.args[0], args[0], args[1]), args[2], "monotonic")
 
     return types.intp(taken, types.intp, types.intp), codegen
 

@@ -45,14 +45,14 @@ def vector(element: ir.Type) -> ir.VectorType:
     return ir.VectorType(element, WIDTH)
 
 
-def _constant(element: ir.Type, value: Any) -> ir.Constant:
+def constant(element: ir.Type, value: Any) -> ir.Constant:
     return ir.Constant(vector(element), [value] * WIDTH)
 
 
-def _broadcast(builder: Any, scalar: Any) -> Any:
+def broadcast(builder: Any, scalar: Any) -> Any:
     undefined = ir.Constant(vector(scalar.type), ir.Undefined)
     first = builder.insert_element(undefined, scalar, i32(0))
-    return builder.shuffle_vector(first, undefined, _constant(i32, 0))
+    return builder.shuffle_vector(first, undefined, constant(i32, 0))
 
 
 def first_lanes(builder: Any, count: Any, element: ir.Type) -> Any:
@@ -60,7 +60,7 @@ def first_lanes(builder: Any, count: Any, element: ir.Type) -> Any:
     integer = i64 if element == f64 else i32
     numbers = ir.Constant(vector(integer), list(range(WIDTH)))
     count = builder.trunc(count, integer) if integer != i64 else count
-    return builder.icmp_signed("<", numbers, _broadcast(builder, count))
+    return builder.icmp_signed("<", numbers, broadcast(builder, count))
 
 
 SUFFIX = {f32: "f32", f64: "f64", i16: "i16"}
@@ -76,7 +76,7 @@ def splat(typingctx: Any, scalar: Any, compute: Any) -> Any:
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         to = FLOATS[sig.return_type.dtype]
-        return _broadcast(builder, args[0] if to == f64 else builder.fptrunc(args[0], to))
+        return broadcast(builder, args[0] if to == f64 else builder.fptrunc(args[0], to))
 
     return Lanes(compute.dtype)(types.float64, compute), codegen
 
