@@ -259,7 +259,7 @@ def _fitted(op: str, name: str, got: tuple[int, ...], wanted: tuple[int, ...], x
     if math.prod(got) == 1:
         return f"; np.full({wanted}, {name}.item()) repeats it"
     if len(got) == len(wanted) == 1 and (fitting := [a for a in range(1, x.ndim) if x.shape[a] == got[0]]):
-        return f"; {'channel_axis' if op == 'instance_norm' else 'axis'}={fitting[-1]} of x has that size"
+        return f"; {'channel_axis' if op == 'instance_norm' else 'axis'}={fitting[-1]} has that size"
     return ""
 
 
