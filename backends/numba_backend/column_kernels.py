@@ -57,7 +57,7 @@ from .kernels import (
     too_close,
 )
 from .memory import element, fence, load, prefetch, put, store, store_first, stream
-from .shares import next_piece
+from .shares import next_piece, use_threads
 from .simd import WIDTH, any_of, cast, fma, is_double, itemsize, one_by_one, pick, splat
 
 
@@ -292,6 +292,7 @@ def columns_parallel(
     places: Any, yes: Any, chunks: int, taken: Any,
 ) -> None:  # fmt: skip
     """A share of the tiles on each thread."""
+    setting = use_threads(chunks)
     tiles = shape[OUTER] * ((shape[LANES] + shape[TILE] - 1) // shape[TILE])
     for i in prange(chunks):
         c = np.intp(i)
@@ -300,6 +301,7 @@ def columns_parallel(
             columns(x, out, mask, weight, bias, mean, var, shape, eps, work, factors, places, yes, c, start, stop)
             start, stop = next_piece(tiles, taken, 0, c, chunks)
         fence()
+    use_threads(setting)
 
 
 @njit(nogil=True, parallel=True, error_model="numpy", _nrt=False)
@@ -311,6 +313,7 @@ def columns_split(
 
     `scratch` is (blocks of all tiles, 5 * TILE): the moments of each block; then, with the first one, those of the columns.
     """
+    setting = use_threads(chunks)
     field, tile, length = shape[FIELD], shape[TILE], shape[LENGTH]
     tiles = shape[OUTER] * ((shape[LANES] + tile - 1) // tile)
     blocks = (length + BLOCK - 1) // BLOCK
@@ -359,6 +362,7 @@ def columns_split(
                 apply(x, xi, out, oi, k, min(length, k + BLOCK), width, weight, bias, shape, work, w, factors, c, mixed)
             start, stop = next_piece(tiles * blocks, taken, 1, chunks - 1 - c, chunks)
         fence()
+    use_threads(setting)
 
 
 # The same with a mask: `compiling` takes the type of the mask from the name

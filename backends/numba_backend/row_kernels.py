@@ -36,7 +36,7 @@ from .kernels import (
 )
 from .masks import is_none
 from .memory import element, fence, load, load_first, put, stack, store, store_first
-from .shares import next_piece
+from .shares import next_piece, use_threads
 from .simd import WIDTH, one_by_one, splat
 
 
@@ -145,11 +145,13 @@ def rows_parallel(
     x: Any, out: Any, mask: Any, weight: Any, bias: Any, mean: Any, var: Any, shape: Any, eps: float, chunks: int, taken: Any
 ) -> None:  # fmt: skip
     """A share of the rows on each thread."""
+    setting = use_threads(chunks)
     for i in prange(chunks):
         c = np.intp(i)  # prange counts in unsigned integers
         first, last = next_rows(shape, taken, c, chunks)
         rows(x, out, mask, weight, bias, mean, var, shape, eps, first, last, taken, c, chunks)
         fence()
+    use_threads(setting)
 
 
 @njit(nogil=True, parallel=True, error_model="numpy", _nrt=False)
@@ -158,6 +160,7 @@ def rows_split(
     taken: Any,
 ) -> None:  # fmt: skip
     """Long rows: a share of a row's blocks on each thread, as `each_row` takes them. `scratch` is (blocks, 5)."""
+    setting = use_threads(chunks)
     n, ahead, step = shape[RUNS] * shape[INNER], shape[AHEAD], shape[M_STEP]
     blocks = (n + BLOCK - 1) // BLOCK
     known = 0.0, 0.0, 0.0
@@ -184,6 +187,7 @@ def rows_split(
         if r < shape[ROWS]:
             known = merged(scratch, blocks)
             tell(mean, var, shape, r, known)
+    use_threads(setting)
 
 
 # The same with a mask: `compiling` takes the type of the mask from the name

@@ -19,6 +19,27 @@ from .sets import converted
 UNUSED = np.zeros((1,) * MAX_NDIM)
 
 
+def launcher(problem: Problem, rows: int, masked: bool) -> Callable[..., None]:
+    """What runs a kernel on (x, out, mask, weight, bias, mean, var, shape, eps) of so many rows: on one thread, or on all."""
+    dtype, name = problem.dtype, "masked_rows" if masked else "rows"
+    serial, parallel, split = f"{name}_serial", f"{name}_parallel", f"{name}_split"
+    if 2 * rows * problem.count * dtype.itemsize < limits.PARALLEL_BYTES:
+        return kernel(serial, dtype)
+    splits = limits.splitting(problem)
+
+    def run(*args: Any) -> None:
+        with threads.sharing as chunks:
+            if chunks == 1:
+                kernel(serial, dtype)(*args)
+            elif not splits(rows, chunks):
+                threads.launch(kernel(parallel, dtype), chunks, 1, *args)
+            else:
+                scratch = np.empty((-(-problem.count // kernels.BLOCK), 5))
+                threads.launch(kernel(split, dtype), chunks, rows + 1, *args, scratch)
+
+    return run
+
+
 class RowsCall:
     """One kind of call on the rows layout: what the kernels are told, worked out once."""
 
@@ -30,8 +51,6 @@ class RowsCall:
         self.rows, self.runs, self.inner, self.period = layout
         self.n = self.runs * self.inner
         self.nbytes = self.rows * self.n * problem.dtype.itemsize
-        self.parallel = 2 * self.nbytes >= limits.PARALLEL_BYTES
-        self.splits = limits.splitting(problem)
 
     def __call__(self, operands: Operands) -> None:
         x, out = operands.x, operands.out
@@ -45,7 +64,8 @@ class RowsCall:
             x, out = x.reshape(-1), out.reshape(-1)
         weight, bias = self._parameter(operands.weight, 1), self._parameter(operands.bias, 0)
         mean, var = self._statistics(operands)
-        self._launch(x, out, None, weight, bias, mean, var, self._shape(mean, operands), self.problem.eps)
+        shape = self._shape(mean, operands)
+        launcher(self.problem, self.rows, masked=False)(x, out, None, weight, bias, mean, var, shape, self.problem.eps)
 
     def replay(self, operands: Operands, given_out: NDArray[Any] | None) -> Callable[..., NDArray[Any] | None] | None:
         """What repeats a run without statistics, see `normkit.plans`; None if x or out would have to be copied."""
@@ -55,7 +75,7 @@ class RowsCall:
             return None
         convert = any(p.dtype != self.parameter or not p.flags.c_contiguous or p.ndim > MAX_NDIM for p in given)
         alike, known, kinds = recognizer(x, operands.weight, operands.bias, given_out)
-        run = self._launch if self.parallel else kernel("rows_serial", x.dtype)
+        run = launcher(self.problem, self.rows, masked=False)
         empty = np.empty if self.nbytes < pool.SMALLEST else pool.empty
         size, dtype, shape, eps = x.shape, x.dtype, self._shape(UNUSED, operands), self.problem.eps
         ones, zeros = self._parameter(None, 1), self._parameter(None, 0)
@@ -73,21 +93,6 @@ class RowsCall:
             return out
 
         return again
-
-    def _launch(self, *args: Any) -> None:
-        """Choose a kernel, and run it on (x, out, mask, weight, bias, mean, var, shape, eps)."""
-        dtype = self.problem.dtype
-        if not self.parallel:
-            kernel("rows_serial", dtype)(*args)
-            return
-        with threads.sharing as chunks:
-            if chunks == 1:
-                kernel("rows_serial", dtype)(*args)
-            elif not self.splits(self.rows, chunks):
-                threads.launch(kernel("rows_parallel", dtype), chunks, 1, *args)
-            else:
-                scratch = np.empty((-(-self.n // kernels.BLOCK), 5))
-                threads.launch(kernel("rows_split", dtype), chunks, self.rows + 1, *args, scratch)
 
     def _shape(self, mean: NDArray[Any], operands: Operands) -> NDArray[np.int64]:
         shape = np.zeros(kernels.SHAPE, np.int64)

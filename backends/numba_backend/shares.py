@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
 from .kernels import inline
 from .memory import take
 from .simd import one_by_one
@@ -29,3 +33,21 @@ def next_piece(n: int, taken: Any, sweep: int, c: int, chunks: int) -> Any:
         if start < last:
             return start, min(start + many, last)
     return n, n
+
+
+@intrinsic
+def use_threads(typingctx: Any, n: Any) -> Any:
+    """Have the parallel regions of this thread use n threads, as `numba.set_num_threads` does; what they used is returned.
+
+    A kernel puts that back when it is done: it is the caller's. From Python this takes longer than to launch.
+    """
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        word, count = ir.IntType(64), ir.IntType(32)
+        get = cgutils.get_or_insert_function(builder.module, ir.FunctionType(word, []), "get_num_threads")  # as Numba has it
+        put = cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.VoidType(), [count]), "set_num_threads")
+        before = builder.call(get, [])
+        builder.call(put, [builder.trunc(args[0], count)])
+        return builder.sext(builder.trunc(before, count), word)
+
+    return types.intp(types.intp), codegen

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from normkit.masks import empty_sets
 from normkit.problem import Operands, Problem
 
-from . import columns, kernels, layouts, limits, threads, tiles
-from .compiling import MAX_NDIM, kernel
+from . import columns, kernels, layouts, limits, tiles
+from .compiling import MAX_NDIM
 from .guard import kind, of_kind, repeating
 from .layouts import ColumnsPlan, RowsPlan, flat
+from .rows import launcher
 from .sets import UNUSED, Sets, rows_shape
 
 MASK_BYTES = 1 << 20  # no more of a mask is copied at once
@@ -111,9 +112,10 @@ def replay(problem: Problem, operands: Operands, given_out: NDArray[Any] | None)
     if given and not sets.as_given(size):
         return None
     shape = _shape(problem, plan, sets, size, operands)
+    launch = launcher(problem, sets.number, masked=mask is not None)
 
     def run(x: Any, out: Any, weight: Any, bias: Any, mask: Any = None, mean: Any = UNUSED, var: Any = UNUSED) -> None:
-        _launch(problem, shape, x, out, mask, weight, bias, mean, var)
+        launch(flat(x), flat(out), None if mask is None else flat(mask), weight, bias, mean, var, shape, problem.eps)
 
     again = repeating(operands, given_out, sets.parameter, size, run)
     if mask is None:
@@ -148,7 +150,8 @@ def _rows(problem: Problem, plan: RowsPlan, operands: Operands, mask: NDArray[An
     mean, var = sets.statistics(operands)
     weight, bias = sets.parameters(operands)
     shape = _shape(problem, plan, sets, weight.size, operands)
-    _launch(problem, shape, operands.x, operands.out, mask, weight, bias, mean, var)
+    x, out, flags = flat(operands.x), flat(operands.out), None if mask is None else flat(mask)
+    launcher(problem, sets.number, masked=mask is not None)(x, out, flags, weight, bias, mean, var, shape, problem.eps)
     sets.keep(operands, mean, var)
 
 
@@ -165,23 +168,6 @@ def _shape(problem: Problem, plan: RowsPlan, sets: Sets, weights: int, operands:
         shape[at : at + 4] = quad
     shape[kernels.M_STEP] = plan.mask_step
     return shape
-
-
-def _launch(
-    problem: Problem, shape: NDArray[np.int64], x: NDArray[Any], out: NDArray[Any], mask: NDArray[Any] | None,
-    weight: NDArray[Any], bias: NDArray[Any], mean: NDArray[Any], var: NDArray[Any],
-) -> None:  # fmt: skip
-    """Choose a kernel, and run it. `shape` is as `_shape` makes it."""
-    args = (flat(x), flat(out), None if mask is None else flat(mask), weight, bias, mean, var, shape, problem.eps)
-    prefix, dtype, rows = "rows" if mask is None else "masked_rows", problem.dtype, int(shape[kernels.ROWS])
-    with threads.sharing as chunks:
-        if chunks == 1 or 2 * rows * problem.count * dtype.itemsize < limits.PARALLEL_BYTES:
-            kernel(f"{prefix}_serial", dtype)(*args)
-        elif not limits.splitting(problem)(rows, chunks):
-            threads.launch(kernel(f"{prefix}_parallel", dtype), chunks, 1, *args)
-        else:
-            scratch = np.empty((-(-problem.count // kernels.BLOCK), 5))
-            threads.launch(kernel(f"{prefix}_split", dtype), chunks, rows + 1, *args, scratch)
 
 
 def describe(problem: Problem) -> str:

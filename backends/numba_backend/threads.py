@@ -131,20 +131,8 @@ def available() -> int:
 
 
 def launch(kernel: Callable[..., None], n: int, sweeps: int, *args: Any) -> None:
-    """Run a parallel kernel on n threads, and leave the caller's setting of Numba as it was.
-
-    In each of its sweeps over the work, the threads write down how much of each share is taken: see `shares.next_piece`.
-    """
-    args = *args, n, np.zeros(sweeps * n * LINE, np.int64)
-    before = numba.get_num_threads()
-    if before == n:
-        kernel(*args)
-        return
-    numba.set_num_threads(n)
-    try:
-        kernel(*args)
-    finally:
-        numba.set_num_threads(before)
+    """Run a parallel kernel on n threads, which write down how much of each share is taken in each sweep, see `shares`."""
+    kernel(*args, n, np.zeros(sweeps * n * LINE, np.int64))
 
 
 def describe() -> str:
