@@ -124,19 +124,27 @@ def test_out_anywhere_in_its_page(gap, shape, monkeypatch):
 
 
 @pytest.mark.parametrize("place", [0, 8, 16, 56, 64, 2056])
-@pytest.mark.parametrize("shape", [(3, 32), (16, 32), (37, 7), (40, 100), (21, 256), (5, 300), (40, 700)])
+@pytest.mark.parametrize("shape", [(3, 32), (16, 32), (36, 16), (37, 7), (40, 100), (21, 256), (5, 300), (40, 700)])
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_rows_streamed_to_wherever_out_lies(place, shape, dtype, monkeypatch):
-    """What is streamed begins at a cache line: short rows that do not are put together before, if 16 fit on the stack."""
-    x = np.random.default_rng(0).standard_normal(shape).astype(dtype)
-    weight = np.linspace(1, 2, shape[1], dtype=dtype)
-    right = nk.layer_norm(x, shape[1], weight, backend="numba")
-    monkeypatch.setattr(limits, "STREAM_BYTES", 0)
-    memory = placed((x.size + 64,), place, dtype)
-    memory[...] = 7
+    """What is streamed begins at a cache line: short rows that do not are put together, or in vectors across two."""
+    rows, n = shape
+    rng = np.random.default_rng(0)
+    x, memory = placed(shape, 2048, dtype), placed((rows * n + 64,), place, dtype)  # so out leads x, or does not
+    x[...] = rng.standard_normal(shape) * rng.uniform(0.1, 10, (rows, 1)) + rng.uniform(-9, 9, (rows, 1))
     out = memory[32 : 32 + x.size].reshape(shape)
-    nk.layer_norm(x, shape[1], weight, out=out, backend="numba")
-    assert out.tobytes() == right.tobytes()
+    of_element = np.linspace(1, 2, n, dtype=dtype), np.linspace(-3, 3, n, dtype=dtype)
+    of_row = np.linspace(1, 2, rows, dtype=dtype), np.linspace(-3, 3, rows, dtype=dtype)
+
+    def normalized(out=None):
+        yield nk.layer_norm(x, n, *of_element, out=out, backend="numba")
+        out = None if out is None else out[None]
+        yield nk.instance_norm(x[None], None, None, *of_row, out=out, backend="numba")
+
+    right = [y.tobytes() for y in normalized()]
+    monkeypatch.setattr(limits, "STREAM_BYTES", 0)
+    memory[...] = 7
+    assert [y.tobytes() for y in normalized(out)] == right
     assert (memory[:32] == 7).all()
     assert (memory[32 + x.size :] == 7).all()
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from .across_kernels import factors_in, rows_across
 from .kernels import (
     AHEAD,
     INNER,
@@ -196,13 +197,6 @@ def keep_factors(factors: Any, center: Any, scale: Any, rest: Any, offset: Any) 
 
 
 @inline
-def factors_in(factors: Any, i: int, compute: Any) -> Any:
-    """The factors of one row, in all lanes."""
-    center, scale = splat(element(factors, i), compute), splat(element(factors, WIDTH + i), compute)
-    return center, scale, splat(element(factors, 2 * WIDTH + i), compute), splat(element(factors, 3 * WIDTH + i), compute)
-
-
-@inline
 def group(
     x: Any, out: Any, weight: Any, bias: Any, mean: Any, var: Any, shape: Any, eps: float, r: int, rows: int, work: Any,
     single: Any, double: Any, bounds: Any,
@@ -221,12 +215,18 @@ def group(
     n, per_element = shape[RUNS] * shape[INNER], shape[RUNS] > 1
     x_first, out_first, end_to_end = place(r, shape, X_ROWS), place(r, shape, OUT_ROWS), lie_end_to_end(shape, n)
     streamed = bypasses(out, out_first, shape)
-    fits = WIDTH * n * itemsize(out) <= STAGE
-    staged = has_stage(out) and fits and streamed and end_to_end and misaligned(out, out_first) > 0
-    target, streamed = stage(out, staged), streamed and not staged
+    head = misaligned(out, out_first) if streamed and end_to_end else 0
     i, step = (rows - 1, -1) if leads(x, x_first, out, out_first) else (0, 1)
     ahead, left = place(r + rows, shape, X_ROWS) - x_first + shape[AHEAD], rows
-    whole = not streamed or (end_to_end and n % WIDTH == 0 and misaligned(out, out_first) == 0)
+    if itemsize(x) > 2 and head > 0 and n % WIDTH == 0 and rows % 4 == 0 and shape[X_ROWS] == 0 and shape[X_ROWS + 2] == n:
+        if is_double(x):
+            rows_across(x, x_first, out, out_first, weight, bias, n, per_element, rows, double, step, head, ahead, np.float64)
+        else:
+            rows_across(x, x_first, out, out_first, weight, bias, n, per_element, rows, single, step, head, ahead, np.float32)
+        return True
+    staged = has_stage(out) and head > 0 and WIDTH * n * itemsize(out) <= STAGE
+    target, streamed = stage(out, staged), streamed and not staged
+    whole = not streamed or (end_to_end and n % WIDTH == 0 and head == 0)
     while itemsize(x) > 2 and whole and left >= 4:
         one_by_one()
         first = i if step > 0 else i - 3

@@ -83,6 +83,10 @@ def keep_first(lanes: Any, count: int) -> Any:
     return np.where(count > _NUMBERS, lanes, lanes.dtype.type(0))
 
 
+def joined(a: Any, b: Any, count: int) -> Any:
+    return np.where(np.arange(WIDTH) < count, a, b)
+
+
 def pick(flags: Any, a: Any, b: Any) -> Any:
     return a if flags is None else np.where(flags != 0, a, b)
 

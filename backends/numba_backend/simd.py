@@ -92,6 +92,16 @@ def keep_first(typingctx: Any, lanes: Any, count: Any) -> Any:
 
 
 @intrinsic
+def joined(typingctx: Any, a: Any, b: Any, count: Any) -> Any:
+    """The first `count` lanes of a, and the others of b."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.select(first_lanes(builder, args[2], args[0].type.element), args[0], args[1])
+
+    return a(a, b, types.intp), codegen
+
+
+@intrinsic
 def pick(typingctx: Any, flags: Any, a: Any, b: Any) -> Any:
     """Lanes of a where the flag is not 0, of b elsewhere; all of a if the flags are None."""
 
