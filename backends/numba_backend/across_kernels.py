@@ -67,9 +67,9 @@ def four_streamed(
     c = affine(x, load(x, xi + 2 * n, compute), f2)
     if per_element:
         a, b, c = fma(a, w, o), fma(b, w, o), fma(c, w, o)
-    prefetch(x, xi + ahead)
-    prefetch(x, xi + n + ahead)
-    prefetch(x, xi + 2 * n + ahead)
+    prefetch(x, xi, ahead)
+    prefetch(x, xi + n, ahead)
+    prefetch(x, xi + 2 * n, ahead)
     stream(out, oi, a)
     stream(out, oi + n, b)
     stream(out, oi + 2 * n, c)
@@ -77,7 +77,7 @@ def four_streamed(
         d = affine(x, load(x, xi + 3 * n, compute), f3)
         if per_element:
             d = fma(d, w, o)
-        prefetch(x, xi + 3 * n + ahead)
+        prefetch(x, xi + 3 * n, ahead)
         stream(out, oi + 3 * n, d)
 
 

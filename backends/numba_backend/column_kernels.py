@@ -127,7 +127,7 @@ def apply_lanes(
     """Normalize WIDTH neighbours; streamed past the caches, while what lies `ahead` is fetched into them."""
     y = normalized(x, xi, WIDTH, factors, work, at, field, a, b, per_k, compute)
     if streamed:
-        prefetch(x, xi + ahead)
+        prefetch(x, xi, ahead)
         stream(out, oi, y)
     else:
         store(out, oi, y)

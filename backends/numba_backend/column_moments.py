@@ -73,7 +73,7 @@ def add_up(
                 if shifted:
                     d = d - center
                 d = choose(yes, d, zero)
-                prefetch(x, xj + ahead)
+                prefetch(x, xj, ahead)
                 s, q, count = fma(d, one, s), fma(d, d, q), tally(count, yes)
         else:
             for i in range(rows):

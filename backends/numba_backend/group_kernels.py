@@ -89,8 +89,8 @@ def two_sums(x: Any, a: int, b: int, n: int, shift_a: float, shift_b: float, ahe
     for i in range(0, whole, WIDTH):
         one_by_one()
         if ahead != 0:
-            prefetch(x, a + i + ahead)
-            prefetch(x, b + i + ahead)
+            prefetch(x, a + i, ahead)
+            prefetch(x, b + i, ahead)
         d, e = load_evens(x, a + i) - center, load_evens(x, b + i) - center2
         s, s2 = fma(d, one, s), fma(e, one, s2)
         q, q2 = fma(d, d, q), fma(e, e, q2)
@@ -123,7 +123,7 @@ def group_deviations(x: Any, shape: Any, r: int, rows: int, shifted: bool, work:
             keep_sums(work, S, j, s2)
             keep_sums(work, Q, j, q2)
         else:
-            s, q, _ = lane_sums(x, a, None, 0, 0, n, first, ahead)
+            s, q, _ = lane_sums(x, a, None, 0, 0, n, first, ahead, None)
         keep_sums(work, S, i, s)
         keep_sums(work, Q, i, q)
     s = totals(work, S)
@@ -275,10 +275,10 @@ def four_rows(
             w, o = load(weight, j, compute), load(bias, j, compute)
             a, b, c, d = fma(a, w, o), fma(b, w, o), fma(c, w, o), fma(d, w, o)
         if streamed:
-            prefetch(x, x0 + j + ahead)
-            prefetch(x, x1 + j + ahead)
-            prefetch(x, x2 + j + ahead)
-            prefetch(x, x3 + j + ahead)
+            prefetch(x, x0 + j, ahead)
+            prefetch(x, x1 + j, ahead)
+            prefetch(x, x2 + j, ahead)
+            prefetch(x, x3 + j, ahead)
             stream(target, y0 + j, a)
             stream(target, y1 + j, b)
             stream(target, y2 + j, c)
@@ -321,5 +321,5 @@ def stream_from(target: Any, out: Any, oi: int, n: int, x: Any, ahead: int, comp
             store_first(out, oi + i, k, load_first(target, i, k, compute))
     for i in range(head, n - rest, WIDTH):
         one_by_one()
-        prefetch(x, ahead + i)
+        prefetch(x, i, ahead)
         stream(out, oi + i, load(target, i, compute))

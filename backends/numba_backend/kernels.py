@@ -50,10 +50,11 @@ inline = njit(forceinline=True, error_model="numpy", _nrt=False, no_cpython_wrap
 
 
 @inline
-def lane_sums(x: Any, start: int, mask: Any, at: int, step: int, n: int, shift: float, ahead: int) -> Any:
+def lane_sums(x: Any, start: int, mask: Any, at: int, step: int, n: int, shift: float, ahead: int, again: Any) -> Any:
     """Sum and sum of squares of x - shift, in float64 lanes, and their number, where the mask is True.
 
-    What is masked adds 0 to its lane. What lies `ahead`, if not 0, is fetched meanwhile.
+    What is masked adds 0 to its lane. What lies `ahead`, if not 0, is fetched meanwhile, and what lies `again` ahead, if not
+    None: it is read again next, and no longer in the nearer caches.
     """
     s = q = zero = splat(0.0, np.float64)
     one, center = splat(unity(x), np.float64), splat(shift, np.float64)
@@ -61,7 +62,8 @@ def lane_sums(x: Any, start: int, mask: Any, at: int, step: int, n: int, shift: 
     for i in range(0, whole, WIDTH):
         one_by_one()
         if ahead != 0:
-            prefetch(x, start + i + ahead)
+            prefetch(x, start + i, ahead)
+            prefetch(x, start + i, again)
             prefetch_flags(mask, at + i * step + ahead)
         yes = flags(mask, at + i * step, step)
         d = load_evens(x, start + i) if is_none(mask) else load(x, start + i, np.float64)
@@ -90,9 +92,9 @@ def nearness(x: Any) -> float:
 
 
 @inline
-def deviations(x: Any, start: int, mask: Any, at: int, step: int, n: int, shift: float, ahead: int) -> Any:
+def deviations(x: Any, start: int, mask: Any, at: int, step: int, n: int, shift: float, ahead: int, again: Any) -> Any:
     """(count, mean - shift, M2) of n elements from their sums; whether the shift is too far from the mean for that."""
-    lanes_s, lanes_q, count = lane_sums(x, start, mask, at, step, n, shift, ahead)
+    lanes_s, lanes_q, count = lane_sums(x, start, mask, at, step, n, shift, ahead, again)
     s = total(lanes_s)
     delta = s * (1.0 / count)
     m2 = total(lanes_q) - s * delta
@@ -112,7 +114,7 @@ def first_true(mask: Any, at: int, step: int, n: int) -> int:
 
 
 @inline
-def block_moments(x: Any, start: int, mask: Any, at: int, step: int, n: int, ahead: int) -> Any:
+def block_moments(x: Any, start: int, mask: Any, at: int, step: int, n: int, ahead: int, again: Any) -> Any:
     """(count, first element, shift, mean - shift, M2) of n <= BLOCK elements, where the mask is True.
 
     The squares of float32 are exact in float64, and their sums good enough unless the mean is large; then they are shifted by
@@ -123,10 +125,10 @@ def block_moments(x: Any, start: int, mask: Any, at: int, step: int, n: int, ahe
         return 0.0, 0.0, 0.0, 0.0, 0.0
     first = element(x, start + i)
     shift = first if is_double(x) else 0.0
-    count, delta, m2, far = deviations(x, start, mask, at, step, n, shift, ahead)
+    count, delta, m2, far = deviations(x, start, mask, at, step, n, shift, ahead, again)
     if far:
         shift = shift + delta if is_double(x) else first
-        count, delta, m2, far = deviations(x, start, mask, at, step, n, shift, 0)
+        count, delta, m2, far = deviations(x, start, mask, at, step, n, shift, 0, None)
     return count, first, shift, delta, max(m2, 0.0) if m2 == m2 else m2
 
 
@@ -328,7 +330,7 @@ def apply_lanes(
         one_by_one()
         y = normalized(x, xi + i, WIDTH, weight, bias, w + i, per_element, factors, wide, least, compute)
         if streamed:
-            prefetch(x, xi + i + ahead)
+            prefetch(x, xi + i, ahead)
             stream(out, oi + i, y)
         else:
             store(out, oi + i, y)

@@ -273,17 +273,19 @@ def stage(typingctx: Any, array: Any, wanted: Any) -> Any:
 
 
 @intrinsic
-def prefetch(typingctx: Any, array: Any, index: Any) -> Any:
-    """Ask for the cache lines of WIDTH elements, into L1; the address need not exist."""
+def prefetch(typingctx: Any, array: Any, index: Any, ahead: Any) -> Any:
+    """Ask for the cache lines of WIDTH elements `ahead` of index, into L1, or for none; they need not exist."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        if sig.args[2] == types.none:
+            return context.get_dummy_value()
         data = data_pointer(context, builder, sig.args[0], args[0])
-        line = builder.bitcast(builder.gep(data, [args[1]]), i8.as_pointer())
+        line = builder.bitcast(builder.gep(data, [builder.add(args[1], args[2])]), i8.as_pointer())
         for at in range(0, WIDTH * nbytes(ELEMENTS[sig.args[0].dtype]), 64):
             call(builder, "llvm.prefetch.p0", ir.VoidType(), [builder.gep(line, [i64(at)]), i32(0), i32(3), i32(1)])
         return context.get_dummy_value()
 
-    return types.void(array, types.intp), codegen
+    return types.void(array, types.intp, ahead), codegen
 
 
 @intrinsic

@@ -150,7 +150,7 @@ def stage(array: Any, wanted: bool) -> Any:
     return array
 
 
-def prefetch(array: Any, index: int) -> None:
+def prefetch(array: Any, index: int, ahead: int | None) -> None:
     pass
 
 

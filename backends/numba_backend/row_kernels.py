@@ -85,7 +85,7 @@ def each_row(
                 end = min(n, at + BLOCK)
                 apply_span(x, x_before, out, oi, at, end, weight, bias, before, moments, shape, eps, bounds, fetched)
             if more and shape[GIVEN] == 0:
-                sums = absorb(sums, block_moments(x, xi + k, mask, mi + k * step, step, min(BLOCK, n - k), ahead))
+                sums = absorb(sums, block_moments(x, xi + k, mask, mi + k * step, step, min(BLOCK, n - k), ahead, None))
         if not more:
             return
         if shape[GIVEN] == 0:
@@ -167,6 +167,7 @@ def rows_split(
     for r in range(shape[ROWS] + 1):
         before, xi, mi = known, place(r, shape, X_ROWS), place(r, shape, M_ROWS)
         x_before, oi = place(r - 1, shape, X_ROWS), place(r - 1, shape, OUT_ROWS)
+        again = x_before - xi + BLOCK if r > 0 else ahead  # what is normalized next has only the last cache still
         for i in prange(chunks):
             c = np.intp(i) if r < shape[ROWS] else chunks - 1 - np.intp(i)  # whose last blocks are taken first then
             start, stop = next_piece(blocks, taken, r, c, chunks)
@@ -181,7 +182,7 @@ def rows_split(
                         apply_span(x, x_before, out, oi, at, end, weight, bias, r - 1, before, shape, eps, UNKNOWN, fetched)
                     if r < shape[ROWS]:
                         k = b * BLOCK
-                        note(scratch, b, block_moments(x, xi + k, mask, mi + k * step, step, min(BLOCK, n - k), ahead))
+                        note(scratch, b, block_moments(x, xi + k, mask, mi + k * step, step, min(BLOCK, n - k), ahead, again))
                 start, stop = next_piece(blocks, taken, r, c, chunks)
             fence()
         if r < shape[ROWS]:

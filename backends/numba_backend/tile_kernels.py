@@ -17,7 +17,7 @@ from .kernels import BLOCK, UNKNOWN, apply_span, block_moments, merged, note
 def tile_moments(x: Any, mask: Any, scratch: Any, start: int, stop: int) -> None:
     """Moments of the blocks of a piece, where the mask is True."""
     for at in range(start, stop, BLOCK):
-        note(scratch, at // BLOCK, block_moments(x, at - start, mask, at - start, 1, min(BLOCK, stop - at), 0))
+        note(scratch, at // BLOCK, block_moments(x, at - start, mask, at - start, 1, min(BLOCK, stop - at), 0, None))
 
 
 @njit(nogil=True, error_model="numpy", _nrt=False)
