@@ -21,6 +21,7 @@ from .column_moments import (
     M_OUTER,
     M_STEP,
     MEAN,
+    NEXT,
     OFFSET,
     ORIGIN,
     OUT_LENGTH,
@@ -122,12 +123,14 @@ def normalized(
 @inline
 def apply_lanes(
     x: Any, xi: int, out: Any, oi: int, factors: Any, work: Any, at: int, field: int, a: float, b: float, per_k: bool,
-    streamed: int, ahead: int, compute: Any,
+    streamed: int, ahead: Any, compute: Any,
 ) -> None:  # fmt: skip
-    """Normalize WIDTH neighbours; streamed past the caches, while what lies `ahead` is fetched into them."""
+    """Normalize WIDTH neighbours; streamed past the caches, while what lies `ahead`, in two places, is fetched into them."""
     y = normalized(x, xi, WIDTH, factors, work, at, field, a, b, per_k, compute)
     if streamed:
-        prefetch(x, xi, ahead)
+        prefetch(x, xi, ahead[0])
+        if itemsize(x) > 2:  # halves wait for their arithmetic
+            prefetch(x, xi, ahead[1])
         stream(out, oi, y)
     else:
         store(out, oi, y)
@@ -136,7 +139,7 @@ def apply_lanes(
 @inline
 def apply_row(
     x: Any, xi: int, out: Any, oi: int, head: int, skip: int, width: int, a: float, b: float, shape: Any, array: Any, at: int,
-    work: Any, w: int, mixed: bool, ahead: int, compute: Any,
+    work: Any, w: int, mixed: bool, ahead: Any, compute: Any,
 ) -> None:  # fmt: skip
     """Normalize a row of a tile less what lies between head and skip, with factors in `array`, or in float64 where needed."""
     field, per_k, streamed = shape[FIELD], shape[PER_K] != 0, shape[STREAMED]
@@ -166,7 +169,7 @@ def apply_row(
 @inline
 def apply_rows(
     x: Any, xi: Any, out: Any, oi: Any, head: int, skip: int, a: Any, b: Any, shape: Any, array: Any, at: int, work: Any,
-    w: int, ahead: int, compute: Any,
+    w: int, ahead: Any, compute: Any,
 ) -> None:  # fmt: skip
     """Normalize what lies between head and skip of four rows: the factors of its columns stay in registers meanwhile."""
     field, per_k, streamed = shape[FIELD], shape[PER_K] != 0, shape[STREAMED]
@@ -181,7 +184,7 @@ def apply_rows(
 @inline
 def apply_with(
     x: Any, xi: int, out: Any, oi: int, start: int, stop: int, width: int, weight: Any, bias: Any, shape: Any, array: Any,
-    at: int, work: Any, w: int, mixed: bool, ahead: int, compute: Any,
+    at: int, work: Any, w: int, mixed: bool, ahead: Any, compute: Any,
 ) -> None:  # fmt: skip
     """Normalize elements start .. stop of each column of a tile, with factors in `array`."""
     step, k, per_k = max(shape[FLAT], 1), start, shape[PER_K] != 0
@@ -222,16 +225,21 @@ def four(parameter: Any, k: int, default: float, per_k: bool) -> Any:
 @inline
 def apply(
     x: Any, xi: int, out: Any, oi: int, start: int, stop: int, width: int, weight: Any, bias: Any, shape: Any, work: Any,
-    w: int, factors: Any, c: int, mixed: bool,
+    w: int, factors: Any, c: int, mixed: bool, following: int,
 ) -> None:  # fmt: skip
     """Normalize elements start .. stop of each column of a tile, in float32 or float64 as they need it.
 
-    A span after the other, backwards: what was read last is still in cache.
+    A span after the other, backwards: what was read last is still in cache. Meanwhile memory would only be written: the first
+    rows of the tile that is next, which begins at `following`, are fetched. There is none of -1.
     """
     field, span = shape[FIELD], shape[SPAN]
     for k in range((stop - 1) // span * span, start - 1, -span):
         end = min(stop, k + span)
-        ahead = place(max(k - span, 0), shape, X_LENGTH) - place(k, shape, X_LENGTH)  # to what comes next
+        here = xi + place(k, shape, X_LENGTH)
+        then = own = xi + place(max(k - span, 0), shape, X_LENGTH) - here  # to what comes next
+        if following >= 0 and stop - end < shape[NEXT]:
+            then = following + place(stop - end, shape, X_LENGTH) - here
+        ahead = own, then
         if is_double(x):
             apply_with(
                 x, xi, out, oi, k, end, width, weight, bias, shape, work, w + CENTER * field, work, w, False, ahead, np.float64
@@ -240,6 +248,12 @@ def apply(
             apply_with(
                 x, xi, out, oi, k, end, width, weight, bias, shape, factors, c * 4 * field, work, w, mixed, ahead, np.float32
             )
+
+
+@inline
+def tiles_in(shape: Any) -> int:
+    """The number of tiles."""
+    return shape[OUTER] * ((shape[LANES] + shape[TILE] - 1) // shape[TILE])
 
 
 @inline
@@ -272,7 +286,11 @@ def columns(
                 tell_moments(mean, var, at, work, w, field, width)
         wi = o * shape[W_OUTER] + first * shape[W_LANE]
         mixed = make_factors(x, weight, bias, wi, shape, eps, work, w, factors, c, width)
-        apply(x, xi, out, oi, 0, length, width, weight, bias, shape, work, w, factors, c, mixed)
+        following = -1
+        if t + 1 < tiles_in(shape):
+            o, first, _ = tile_of(t + 1, shape)
+            following = place(o, shape, X_OUTER) + first
+        apply(x, xi, out, oi, 0, length, width, weight, bias, shape, work, w, factors, c, mixed, following)
 
 
 @njit(nogil=True, error_model="numpy", _nrt=False)
@@ -281,8 +299,7 @@ def columns_serial(
     places: Any, yes: Any,
 ) -> None:  # fmt: skip
     """All tiles on this thread."""
-    tiles = shape[OUTER] * ((shape[LANES] + shape[TILE] - 1) // shape[TILE])
-    columns(x, out, mask, weight, bias, mean, var, shape, eps, work, factors, places, yes, 0, 0, tiles)
+    columns(x, out, mask, weight, bias, mean, var, shape, eps, work, factors, places, yes, 0, 0, tiles_in(shape))
     fence()
 
 
@@ -293,7 +310,7 @@ def columns_parallel(
 ) -> None:  # fmt: skip
     """A share of the tiles on each thread."""
     setting = use_threads(chunks)
-    tiles = shape[OUTER] * ((shape[LANES] + shape[TILE] - 1) // shape[TILE])
+    tiles = tiles_in(shape)
     for i in prange(chunks):
         c = np.intp(i)
         start, stop = next_piece(tiles, taken, 0, c, chunks)
@@ -315,7 +332,7 @@ def columns_split(
     """
     setting = use_threads(chunks)
     field, tile, length = shape[FIELD], shape[TILE], shape[LENGTH]
-    tiles = shape[OUTER] * ((shape[LANES] + tile - 1) // tile)
+    tiles = tiles_in(shape)
     blocks = (length + BLOCK - 1) // BLOCK
     for i in prange(chunks):
         c = np.intp(i)
@@ -359,7 +376,7 @@ def columns_split(
                 mixed = make_factors(x, weight, bias, wi, shape, eps, work, w, factors, c, width)
                 xi, oi = place(o, shape, X_OUTER) + first, place(o, shape, OUT_OUTER) + first
                 k = t // tiles * BLOCK
-                apply(x, xi, out, oi, k, min(length, k + BLOCK), width, weight, bias, shape, work, w, factors, c, mixed)
+                apply(x, xi, out, oi, k, min(length, k + BLOCK), width, weight, bias, shape, work, w, factors, c, mixed, -1)
             start, stop = next_piece(tiles * blocks, taken, 1, chunks - 1 - c, chunks)
         fence()
     use_threads(setting)

@@ -39,9 +39,9 @@ MAX_FLAT = 64  # columns, of rows that are taken 16 as one
 
 # What stands where in `shape`
 OUTER, LENGTH, LANES, TILE, FLAT, SPAN, FIELD, GIVEN, WANTED, STREAMED, PER_K, W_OUTER, W_LANE, M_STEP, M_FLAT, SUMS = range(16)
-HEAD = 16
-X_OUTER, X_LENGTH, OUT_OUTER, OUT_LENGTH, M_OUTER, M_LENGTH = range(17, 41, 4)  # each as `place` takes it
-SHAPE = 41
+HEAD, NEXT = 16, 17
+X_OUTER, X_LENGTH, OUT_OUTER, OUT_LENGTH, M_OUTER, M_LENGTH = range(18, 42, 4)  # each as `place` takes it
+SHAPE = 42
 
 # Fields of `work`, each of shape[FIELD] numbers: sums of each phase, and what they are shifted by
 S, Q, N, SHIFT = range(4)

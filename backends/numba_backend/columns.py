@@ -112,6 +112,7 @@ def _shape(plan: ColumnsPlan, sets: Sets, weights: int, operands: Operands, chun
             many *= 2
         shape[cm.FLAT] = many
     shape[cm.SPAN] = min(cm.MAX_SPAN, AT_ONCE * max(WIDTH, int(shape[cm.FLAT])))
+    shape[cm.NEXT] = limits.NEXT_BYTES // (tile * size)
     shape[cm.FIELD] = max(WIDTH, int(shape[cm.FLAT])) * tile + WIDTH
     shape[cm.GIVEN], shape[cm.WANTED], shape[cm.PER_K] = sets.given, operands.mean is not None, sets.apart
     shape[cm.W_OUTER], shape[cm.W_LANE] = (lanes, 1) if weights == sets.number else (0, 0)

@@ -13,11 +13,6 @@ from .conversions import has_long_vectors
 from .group_kernels import LEAST
 from .simd import WIDTH
 
-PARALLEL_BYTES = 1 << 21  # in and out together; two threads win from half of it on, but sleeping ones take 250 us to wake
-FETCH_BYTES = 1 << 21  # inputs of at least this many bytes are fetched ahead: in L2, where smaller ones may be, that costs 4%
-AHEAD_BYTES = 1 << 13  # so far ahead at least: less comes too late, much more is in the way
-SPLIT_BYTES = 1 << 21  # rows of at least this many bytes are shared by the threads: more of each stays in L2
-
 
 def cache_bytes(index: int, otherwise: int) -> int:
     """The size of a cache of this CPU: 0 is L1, 3 the last one."""
@@ -26,6 +21,13 @@ def cache_bytes(index: int, otherwise: int) -> int:
         return int(size.strip().removesuffix("K")) << 10
     except (OSError, ValueError):
         return otherwise
+
+
+PARALLEL_BYTES = 1 << 21  # in and out together; two threads win from half of it on, but sleeping ones take 250 us to wake
+FETCH_BYTES = 1 << 21  # inputs of at least this many bytes are fetched ahead: in L2, where smaller ones may be, that costs 4%
+AHEAD_BYTES = 1 << 13  # so far ahead at least: less comes too late, much more is in the way
+NEXT_BYTES = cache_bytes(2, 1 << 20) // 4  # of the next columns that are fetched while the ones before them are normalized
+SPLIT_BYTES = 1 << 21  # rows of at least this many bytes are shared by the threads: more of each stays in L2
 
 
 # Outputs of at least this many bytes go past the caches. A virtual machine is told of a whole L3, and may have a share of it
