@@ -56,6 +56,11 @@ def takes_apart() -> bool:
     return has("avx") and not has("avx512f")
 
 
+def tells_pages_apart() -> bool:
+    """Whether a load hardly waits for an earlier store to the same place of another page; elsewhere that doubles the time."""
+    return cpu_target.target_context.codegen().magic_tuple()[1] == "znver5"
+
+
 def has_long_vectors() -> bool:
     """Whether the sums of two times 16 elements in float64 fit in half of the registers."""
     return has("avx512f")

@@ -216,7 +216,7 @@ def group(
     x_first, out_first, end_to_end = place(r, shape, X_ROWS), place(r, shape, OUT_ROWS), lie_end_to_end(shape, n)
     streamed = bypasses(out, out_first, shape)
     head = misaligned(out, out_first) if streamed and end_to_end else 0
-    i, step = (rows - 1, -1) if leads(x, x_first, out, out_first) else (0, 1)
+    i, step = (rows - 1, -1) if leads(x, x_first, out, out_first, shape) else (0, 1)
     ahead, left = place(r + rows, shape, X_ROWS) - x_first + shape[AHEAD], rows
     if itemsize(x) > 2 and head > 0 and n % WIDTH == 0 and rows % 4 == 0 and shape[X_ROWS] == 0 and shape[X_ROWS + 2] == n:
         if is_double(x):
@@ -238,12 +238,16 @@ def group(
         left -= 4
     for _ in range(left):
         xi, oi = place(r + i, shape, X_ROWS), in_target(i, r, n, shape, staged)
-        wide = factors_in(double, i, np.float64)
+        back, wide = leads(x, xi, target, oi, shape), factors_in(double, i, np.float64)
         if is_double(x):
-            apply_lanes(x, xi, target, oi, n, weight, bias, 0, per_element, wide, wide, bounds, streamed, ahead, np.float64)
+            apply_lanes(
+                x, xi, target, oi, n, weight, bias, 0, per_element, wide, wide, bounds, streamed, back, ahead, np.float64
+            )
         else:
-            factors = factors_in(single, i, np.float32)
-            apply_lanes(x, xi, target, oi, n, weight, bias, 0, per_element, factors, wide, bounds, streamed, ahead, np.float32)
+            own = factors_in(single, i, np.float32)
+            apply_lanes(
+                x, xi, target, oi, n, weight, bias, 0, per_element, own, wide, bounds, streamed, back, ahead, np.float32
+            )
         i += step
     if staged and is_double(x):
         stream_from(target, out, out_first, rows * n, x, x_first + ahead, np.float64)

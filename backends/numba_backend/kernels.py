@@ -23,6 +23,7 @@ from .simd import (
     is_double,
     itemsize,
     keep_first,
+    keeps_to_pages,
     magnitude,
     one_by_one,
     pick,
@@ -295,9 +296,9 @@ def lanes(array: Any, i: int, k: int, compute: Any) -> Any:
 @inline
 def apply_lanes(
     x: Any, xi: int, out: Any, oi: int, n: int, weight: Any, bias: Any, w: int, per_element: bool, factors: Any, wide: Any,
-    bounds: Any, streamed: bool, ahead: int, compute: Any,
+    bounds: Any, streamed: bool, back: bool, ahead: int, compute: Any,
 ) -> None:  # fmt: skip
-    """Normalize n elements; streamed past the caches, while what lies `ahead` is fetched into them."""
+    """Normalize n elements, from the last one back or not; streamed past the caches, while what lies `ahead` is fetched."""
     least = too_close(x, cast(factors[3], np.float32), splat(bounds[0], np.float32), splat(bounds[1], np.float32))
     if is_bfloat16(x):  # so that what is not doubtful is not subnormal either
         smallest = splat(2.0**-126, np.float32)
@@ -308,7 +309,7 @@ def apply_lanes(
         if k > 0:
             y = normalized(x, xi + i, k, weight, bias, w + i, per_element, factors, wide, least, compute)
             store_first(out, oi + i, k, y)
-    step, i = (-WIDTH, n - rest - WIDTH) if leads(x, xi, out, oi) else (WIDTH, head)
+    step, i = (-WIDTH, n - rest - WIDTH) if back else (WIDTH, head)
     whole = (n - head) // WIDTH
     if itemsize(x) == 2 and not is_double(factors[0]) and not streamed:  # by twos: to ask is a third of the work
         for _ in range(whole // 2):
@@ -354,13 +355,14 @@ def misaligned(out: Any, oi: int) -> int:
 
 
 @inline
-def leads(x: Any, xi: int, out: Any, oi: int) -> bool:
+def leads(x: Any, xi: int, out: Any, oi: int, shape: Any) -> bool:
     """Whether out lies ahead of x in its page of 4 KiB, so that it is better to go backwards.
 
-    A load waits for an earlier store to the same place of another page: so what is stored must be what has been loaded.
+    A load waits for an earlier store to the same place of another page: so what is stored must be what has been loaded. Where
+    it hardly waits, memory is read faster forwards.
     """
     gap = ((address(out) + oi * itemsize(out)) - (address(x) + xi * itemsize(x))) & 4095
-    return 0 < gap < 2048
+    return 0 < gap < 2048 and not (keeps_to_pages(x) and shape[AHEAD] != 0)
 
 
 @inline
@@ -390,13 +392,13 @@ def apply(
 ) -> None:  # fmt: skip
     """y = (x - mean) * scale + offset of a run, then * weight + bias if there is one of each for every element."""
     single, center, scale, rest, offset = factors_of(x, moments, shape[RUNS] * shape[INNER], scale, offset)
-    streamed = bypasses(out, oi, shape)
+    streamed, back = bypasses(out, oi, shape), leads(x, xi, out, oi, shape)
     wide = splat(center, np.float64), splat(scale, np.float64), splat(rest, np.float64), splat(offset, np.float64)
     if single:
         factors = splat(center, np.float32), splat(scale, np.float32), splat(rest, np.float32), splat(offset, np.float32)
-        apply_lanes(x, xi, out, oi, n, weight, bias, w, per_element, factors, wide, bounds, streamed, ahead, np.float32)
+        apply_lanes(x, xi, out, oi, n, weight, bias, w, per_element, factors, wide, bounds, streamed, back, ahead, np.float32)
     else:
-        apply_lanes(x, xi, out, oi, n, weight, bias, w, per_element, wide, wide, bounds, streamed, ahead, np.float64)
+        apply_lanes(x, xi, out, oi, n, weight, bias, w, per_element, wide, wide, bounds, streamed, back, ahead, np.float64)
 
 
 @inline

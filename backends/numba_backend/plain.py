@@ -17,9 +17,9 @@ STACK = 14 * WIDTH
 
 __all__ = [
     "above", "address", "any_of", "cast", "crosswise", "element", "fence", "fma", "has_stage",
-    "in_order", "is_bfloat16", "is_double", "itemsize", "keep_first", "load", "load_evens", "load_first", "magnitude",
-    "one_by_one", "pays_in_pairs", "pick", "prefetch", "put", "put_quarter", "root", "roots", "splat", "stack", "stage",
-    "store", "store_first", "store_normal", "stream", "take", "total", "unity",
+    "in_order", "is_bfloat16", "is_double", "itemsize", "joined", "keep_first", "keeps_to_pages", "load", "load_evens",
+    "load_first", "magnitude", "one_by_one", "pays_in_pairs", "pick", "prefetch", "put", "put_quarter", "root", "roots",
+    "splat", "stack", "stage", "store", "store_first", "store_normal", "stream", "take", "total", "unity",
 ]  # fmt: skip
 
 _NUMBERS = np.arange(WIDTH)
@@ -136,6 +136,10 @@ def any_of(lanes: Any) -> bool:
 
 def stack(compute: Any) -> Any:
     return np.full(STACK, np.nan, compute)
+
+
+def keeps_to_pages(array: Any) -> bool:
+    return False
 
 
 def pays_in_pairs(array: Any) -> bool:

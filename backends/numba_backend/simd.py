@@ -19,7 +19,7 @@ from numba.core.datamodel.models import PrimitiveModel
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, register_model
 
-from .conversions import ELEMENTS, call, f32, f64, has_long_vectors, i1, i16, i32, i64, like
+from .conversions import ELEMENTS, call, f32, f64, has_long_vectors, i1, i16, i32, i64, like, tells_pages_apart
 
 WIDTH = 16
 
@@ -246,6 +246,16 @@ def pays_in_pairs(typingctx: Any, array: Any) -> Any:
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return i1(has_long_vectors())
+
+    return types.boolean(array), codegen
+
+
+@intrinsic
+def keeps_to_pages(typingctx: Any, array: Any) -> Any:
+    """Whether a load hardly waits for an earlier store to the same place of another page: a constant."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return i1(tells_pages_apart())
 
     return types.boolean(array), codegen
 
