@@ -19,11 +19,11 @@ from .simd import (
     any_of,
     cast,
     fma,
+    forwards_from_memory,
     is_bfloat16,
     is_double,
     itemsize,
     keep_first,
-    keeps_to_pages,
     magnitude,
     one_by_one,
     pick,
@@ -362,7 +362,7 @@ def leads(x: Any, xi: int, out: Any, oi: int, shape: Any) -> bool:
     it hardly waits, memory is read faster forwards.
     """
     gap = ((address(out) + oi * itemsize(out)) - (address(x) + xi * itemsize(x))) & 4095
-    return 0 < gap < 2048 and not (keeps_to_pages(x) and shape[AHEAD] != 0)
+    return 0 < gap < 2048 and not (forwards_from_memory(x) and shape[AHEAD] != 0)
 
 
 @inline

@@ -274,7 +274,7 @@ def stage(typingctx: Any, array: Any, wanted: Any) -> Any:
 
 @intrinsic
 def prefetch(typingctx: Any, array: Any, index: Any, ahead: Any) -> Any:
-    """Ask for the cache lines of WIDTH elements `ahead` of index, into L1, or for none; they need not exist."""
+    """Ask for the cache lines of WIDTH elements `ahead` of index, into L1, or of None for nothing; they need not exist."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         if sig.args[2] == types.none:

@@ -16,10 +16,10 @@ WIDTH = 16
 STACK = 14 * WIDTH
 
 __all__ = [
-    "above", "address", "any_of", "cast", "crosswise", "element", "fence", "fma", "has_stage",
-    "in_order", "is_bfloat16", "is_double", "itemsize", "joined", "keep_first", "keeps_to_pages", "load", "load_evens",
-    "load_first", "magnitude", "one_by_one", "pays_in_pairs", "pick", "prefetch", "put", "put_quarter", "root", "roots",
-    "splat", "stack", "stage", "store", "store_first", "store_normal", "stream", "take", "total", "unity",
+    "above", "address", "any_of", "cast", "crosswise", "element", "fence", "fma", "forwards_from_memory", "has_stage",
+    "in_order", "is_bfloat16", "is_double", "itemsize", "joined", "keep_first", "load", "load_evens", "load_first",
+    "magnitude", "one_by_one", "pays_in_pairs", "pick", "prefetch", "put", "put_quarter", "root", "roots", "splat", "stack",
+    "stage", "store", "store_first", "store_normal", "stream", "take", "total", "unity",
 ]  # fmt: skip
 
 _NUMBERS = np.arange(WIDTH)
@@ -138,7 +138,7 @@ def stack(compute: Any) -> Any:
     return np.full(STACK, np.nan, compute)
 
 
-def keeps_to_pages(array: Any) -> bool:
+def forwards_from_memory(array: Any) -> bool:
     return False
 
 

@@ -251,8 +251,8 @@ def pays_in_pairs(typingctx: Any, array: Any) -> Any:
 
 
 @intrinsic
-def keeps_to_pages(typingctx: Any, array: Any) -> Any:
-    """Whether a load hardly waits for an earlier store to the same place of another page: a constant."""
+def forwards_from_memory(typingctx: Any, array: Any) -> Any:
+    """Whether what comes from memory is best gone through forwards, wherever out lies: a constant."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return i1(tells_pages_apart())
