@@ -70,6 +70,7 @@ template <class T> unsigned narrow_pair(float low, float high) {
   return a.bits | (unsigned)b.bits << 16;
 }
 INLINE float reciprocal_root(float v) { return 1 / std::sqrt(v); }
+INLINE int64 anew(int64 v) { return v; }
 INLINE float fused(float a, float b, float c) { return std::fmaf(a, b, c); }
 INLINE double fused(double a, double b, double c) { return std::fma(a, b, c); }
 
@@ -96,7 +97,7 @@ struct Fiber {
 
 inline ucontext_t scheduler;
 inline Fiber* current;
-inline Dim block_size;
+inline Dim block_size, grid_size;
 inline std::vector<Block> blocks;  // of the cluster that runs
 inline Barrier cluster;
 inline void (*body)(void*);
@@ -161,7 +162,7 @@ inline bool run_cluster(std::vector<Fiber>& fibers, int order, unsigned& random)
 inline int launch(void (*kernel)(void*), void* values, unsigned grid, unsigned block, unsigned in_cluster, size_t shared,
                   int order) {
   constexpr size_t STACK = 128 * 1024;
-  body = kernel, arguments = values, block_size = {block};
+  body = kernel, arguments = values, block_size = {block}, grid_size = {grid};
   std::vector<Fiber> fibers(block * in_cluster);
   for (auto& fiber : fibers) fiber.stack.reset(new char[STACK]);
   unsigned random = 1;
@@ -205,6 +206,7 @@ template <class... P> constexpr int size_of(void (*)(P...), int i) {
 #define threadIdx (device::current->thread)
 #define blockIdx (device::current->block)
 #define blockDim (device::block_size)
+#define gridDim (device::grid_size)
 
 template <class Bits> INLINE Bits load_whole(const Bits* from) {
   const uintptr_t at = reinterpret_cast<uintptr_t>(from);

@@ -1,5 +1,7 @@
 """The whole matrix on a real GPU. Skips, saying why, where there is none."""
 
+from functools import partial
+
 import numpy as np
 import oracle
 import pytest
@@ -51,7 +53,7 @@ def test_rows(length, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(2, 3, 5, 7), (2, 4, 64, 64), (1, 3, 1000, 3), (4, 300, 17, 2)])
+@pytest.mark.parametrize("shape", [(2, 3, 5, 7), (2, 4, 64, 64), (1, 3, 1000, 3), (4, 300, 17, 2), (3, 32, 40, 96)])
 @pytest.mark.parametrize("channel_axis", [1, -1])
 def test_instance_norm(shape, channel_axis, dtype):
     x, weight, bias = noise(shape, dtype), noise(shape[channel_axis], dtype, 1), noise(shape[channel_axis], dtype, 2)
@@ -86,28 +88,32 @@ def test_offsets_cost_nothing(offset):
         check(nk.layer_norm(cupy.asarray(x)), nk.layer_norm(x.astype(np.float64), backend="numpy"), "float32")
 
 
-@pytest.mark.parametrize("shape", [(7, 1000), (7, 1001), (3, 40000), (2, 300001)])
-def test_bits_do_not_hang_on_stream_neighbours_or_place(shape):
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [((7, 1000), 1), ((7, 1001), 1), ((3, 40000), 1), ((2, 300001), 1), ((5, 30, 24), 1), ((5, 700, 9), 1), ((3, 9000, 8), 1)],
+)
+def test_bits_do_not_hang_on_stream_neighbours_or_place(shape, axis):
     x = cupy.asarray(noise(shape, "float32", 4))
-    expected = nk.layer_norm(x)
+    layer_norm = partial(nk.layer_norm, axis=axis)
+    expected = layer_norm(x)
     cupy.cuda.get_current_stream().synchronize()
     with cupy.cuda.Stream(non_blocking=True) as stream:
         busy = cupy.ones((2048, 2048), cupy.float32)
         for _ in range(4):
             busy = busy @ busy
-        on_stream = nk.layer_norm(x)
+        on_stream = layer_norm(x)
         stream.synchronize()
     assert bool((on_stream == expected).all())
-    assert bool((nk.layer_norm(x[1:]) == expected[1:]).all())
+    assert bool((layer_norm(x[1:]) == expected[1:]).all())
     moved = cupy.concatenate([x.ravel()[:1], x.ravel()])[1:].reshape(shape)
-    assert bool((nk.layer_norm(moved) == expected).all())
+    assert bool((layer_norm(moved) == expected).all())
     for _ in range(3):  # the second call has a plan
-        assert bool((nk.layer_norm(x) == expected).all())
+        assert bool((layer_norm(x) == expected).all())
     out = cupy.empty_like(x)
     for _ in range(3):
-        assert nk.layer_norm(x, out=out) is out
+        assert layer_norm(x, out=out) is out
         assert bool((out == expected).all())
-    assert nk.layer_norm(x, out=x) is x
+    assert layer_norm(x, out=x) is x
     assert bool((x == expected).all())
 
 
@@ -154,6 +160,7 @@ def test_out_of_memory_says_where():
 def test_the_benchmark_checks_and_times():
     from normkit.bench import gpu
 
-    case = gpu.Case("layer_norm", (256, 1000), "bfloat16")
-    scores = list(gpu.play(cupy, case, [c for c in gpu.CONTENDERS if not c.needs]))
-    assert all(s.seconds > 0 for s in scores)
+    for op, shape in (("layer_norm", (256, 1000)), ("instance_norm", (2, 30, 30, 24))):
+        case = gpu.Case(op, shape, "bfloat16", -1)
+        scores = list(gpu.play(cupy, case, [c for c in gpu.CONTENDERS if not c.needs]))
+        assert all(s.seconds > 0 for s in scores)

@@ -122,7 +122,11 @@ def test_long_rows(dtype, length, kernel, device):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    "shape", [(2, 3, 1), (2, 5, 3), (1, 4, 8), (3, 64, 16), (2, 33, 5), (2, 7, 40), (1, 300, 24), (1, 1000, 3), (5, 2, 4)]
+    "shape",
+    [
+        *((2, 3, 1), (2, 5, 3), (1, 4, 8), (3, 64, 16), (2, 33, 5), (2, 7, 40), (1, 300, 24), (1, 1000, 3), (5, 2, 4)),
+        *((3, 70, 12), (2, 40, 6), (1, 1030, 16)),
+    ],
 )
 def test_columns(shape, dtype):
     x = noise(shape, numpy_dtype(dtype), 4)
@@ -142,13 +146,37 @@ def test_columns(shape, dtype):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "shape"), [("float32", (2, 3000, 40)), ("bfloat16", (1, 5001, 9)), ("float64", (2, 9000, 2))]
+    ("dtype", "shape"),
+    [
+        *(("float32", (2, 6000, 40)), ("bfloat16", (1, 6001, 9)), ("float64", (2, 9000, 2))),
+        *(("float32", (2, 9000, 3)), ("float16", (3, 4104, 3)), ("bfloat16", (2, 2120, 20))),
+    ],
 )
 def test_long_columns(dtype, shape, device):
     x = noise(shape, numpy_dtype(dtype), 5)
-    y = call("instance_norm", x, channel_axis=-1)
+    weight, bias = noise(shape[2], np.float32, 1), noise(shape[2], np.float32, 2)
+    options = {"channel_axis": -1, "return_stats": True}
+    y, *stats = call("instance_norm", x, weight=weight, bias=bias, **options)
     assert [name.partition("<")[0] for name in device.launched] == ["columns", "merge", "columns"]
-    check(y, x, on_cpu.instance_norm(x.astype(np.float64), channel_axis=-1))
+    expected, *wanted = on_cpu.instance_norm(x.astype(np.float64), weight=weight, bias=bias, **options)
+    check(y, x, expected, scale=8)
+    for one, other in zip(stats, wanted, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)
+    weight, bias = noise(shape[1], np.float32, 1), noise(shape[1], np.float32, 2)
+    y = call("layer_norm", x, axis=1, weight=weight, bias=bias)
+    check(y, x, on_cpu.layer_norm(x.astype(np.float64), axis=1, weight=weight, bias=bias), scale=8)
+
+
+@pytest.mark.parametrize("shape", [(2, 300, 8), (1, 6000, 3), (1, 6000, 8)])
+def test_the_first_places_of_columns_may_be_far_off(shape):
+    """A border of zeros around numbers near 1000: threads and chunks that begin with them guess badly."""
+    x = noise(shape, np.float32, 5, 1e3)
+    x[:, : shape[1] // 9] = 0
+    y, mean, rstd = call("layer_norm", x, axis=1, return_stats=True)
+    expected, *stats = on_cpu.layer_norm(x.astype(np.float64), axis=1, return_stats=True)
+    check(y, x, expected)
+    for got, wanted in zip((mean, rstd), stats, strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=5e-7)
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 5, 7), (2, 4, 8, 8), (3, 2, 1000), (2, 2, 20001)])
@@ -423,11 +451,12 @@ def test_a_barrier_left_out_is_noticed(place, device, monkeypatch):
     """The emulated device is worth its name only if it shows the races that a GPU would have."""
     text = KERNELS[: BARRIERS[place]] + "//" + KERNELS[BARRIERS[place] :]
     monkeypatch.setattr(engine, "source", lambda: text)
-    shapes = [((3, 1001), {}), ((2, 4096), {}), ((1, 35001), {}), ((2, 60, 5), {"axis": 1})]
+    shapes = [((3, 1001), {}), ((2, 4096), {}), ((1, 35001), {}), ((2, 60, 8), {"axis": 1}), ((1, 300, 5), {"axis": 1})]
     wrong = 0
-    for order, (shape, options) in itertools.product(range(3), shapes):
+    for order, (shape, options), far in itertools.product(range(3), shapes, (0, 1e30)):
         device.order = order
         x = noise(shape, np.float32, 20)
+        x.flat[9] += far  # which takes the way of what leaves float's range
         try:
             y = call("layer_norm", x, **options)
             wrong += not np.allclose(y, on_cpu.layer_norm(x.astype(np.float64), **options), atol=2e-6)

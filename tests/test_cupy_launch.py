@@ -71,29 +71,38 @@ def test_a_row_grid_covers_more_than_32_bits(rows, length, itemsize):
         assert not cut.clustered or (grid.blocks % cut.chunks == 0 and grid.threads == cut.group)
 
 
+def column_cut(outer, length, lanes, itemsize, step):
+    if step == launch.FUSED:
+        return launch.cut_columns(outer, length, lanes, itemsize)
+    return launch.cut_column_chunks(outer, length, lanes, itemsize, step)
+
+
 OUTER, LANES = [1, 3, 64, 2**20], [2, 3, 8, 12, 64, 513, 2**22]
 
 
 @pytest.mark.parametrize("itemsize", ITEMSIZES)
 @pytest.mark.parametrize("length", [1, 2, 3, 9, 64, 100, 1024, 4096, 4097, 2**20, 2**31 + 3])
 def test_a_column_cut_covers_length_and_lanes(length, itemsize):
-    for outer, lanes, step in itertools.product(OUTER, LANES, (launch.FUSED, launch.APPLY)):
-        cut = launch.cut_columns(outer, length, lanes, itemsize, step)
+    for outer, lanes, step in itertools.product(OUTER, LANES, (launch.FUSED, launch.MOMENTS, launch.APPLY)):
+        cut = column_cut(outer, length, lanes, itemsize, step)
         if cut is None:
             assert step == launch.FUSED
-            assert length > launch.COLUMN_HELD
+            assert length > launch.COLUMN_HELD[step][-1]
             continue
         assert lanes % cut.vector == 0
         assert cut.vector * itemsize <= launch.VECTOR_BYTES
-        assert all(n & (n - 1) == 0 for n in (cut.width, cut.height))
-        assert cut.chunk <= cut.height * launch.COLUMN_HELD
+        assert cut.held in launch.COLUMN_HELD[step]
+        assert step != launch.FUSED or cut.chunk == length <= cut.height * cut.held
         assert cut.chunk * cut.chunks >= length > cut.chunk * (cut.chunks - 1)
+        assert cut.chunk <= cut.height * cut.held * launch.COLUMN_BATCHES  # a float sum has so many elements
         assert cut.tiles * cut.width * cut.vector >= lanes
         assert (cut.tiles - 1) * cut.width * cut.vector < lanes
-        grid = launch.column_grid(outer, cut)
+        assert 1 <= cut.parts <= cut.height
+        grid = launch.column_grid(outer, cut, itemsize)
+        assert grid.threads == cut.width * cut.height * cut.depth
         assert grid.threads <= launch.COLUMN_THREADS
-        assert grid.shared <= 48 * 1024
-        assert grid.blocks * cut.depth >= outer * cut.chunks * cut.tiles
+        assert grid.shared <= launch.MOST_SHARED
+        assert grid.blocks == math.ceil(outer / cut.depth) * cut.chunks * cut.tiles
         if outer * length * lanes < 2**40:
             assert grid.blocks <= launch.MOST_BLOCKS
 
@@ -102,8 +111,9 @@ def test_a_column_cut_covers_length_and_lanes(length, itemsize):
 def test_a_cut_does_not_hang_on_how_many_sets_there_are(itemsize):
     """Else the bits would. `depth`, outer blocks in a block, adds nothing up."""
     for length, lanes in itertools.product((3, 100, 5000), (3, 64)):
-        cuts = {launch.cut_columns(outer, length, lanes, itemsize, step)[:3] for outer in OUTER for step in (launch.APPLY,)}
-        assert len(cuts) == 1
+        for step in (launch.FUSED, launch.MOMENTS):
+            cuts = [column_cut(outer, length, lanes, itemsize, step) for outer in OUTER]
+            assert len({cut and cut._replace(depth=0) for cut in cuts}) == 1
     assert launch.cut_row.__code__.co_varnames[:3] == ("length", "itemsize", "clusters")
 
 
@@ -116,6 +126,7 @@ def test_the_steps_of_a_problem_are_kernels_that_the_tests_compile():
             for steps in (
                 engine._row_steps(Rows(5, length, 1, 1), clusters, dtype, parameter, 1e-5, statistics, 5),
                 engine._column_steps(Columns(2, length, 6, "length"), dtype, parameter, 1e-5, statistics, 12),
+                engine._column_steps(Columns(2, length, 3, "lanes"), dtype, parameter, 1e-5, statistics, 6),
                 engine._column_steps(Columns(2, length, 16, "lanes"), dtype, parameter, 1e-5, statistics, 32),
             ):
                 assert {step.kernel for step in steps} <= known[clusters]

@@ -7,9 +7,10 @@
 //
 // Arithmetic. Elements are float (double for float64 input): d = (x - hi) - lo, where hi + lo is the mean as a pair, so that
 // an offset costs nothing. The mean comes from two sweeps: sums of x - a guess, then of what is left around that first mean.
-// Halves have digits to spare: one sweep around the guess does, if that was a good one. A float sum runs over at most K + V
-// elements; everything beyond is double, once a thread and not once an element. Sums that lost digits, or left the range of
-// float, are taken over again in double. docs/gpu.md has the error bound.
+// Halves have digits to spare: one sweep around the guess does, if that was a good one. Columns are summed around means of
+// each thread's own. A float sum runs over at most K + V elements; everything beyond is double, once a thread and not once
+// an element. Sums that lost digits, or left the range of float, are taken over again in double. docs/gpu.md has the error
+// bound.
 //
 // Bits. The sums are the same for every alignment, grid and neighbour: an element is added by its place in the row, not by
 // where a thread happens to hold it (`in_order`). No atomics; every tree is fixed by the length of the row alone.
@@ -52,6 +53,15 @@ template <class T, int V> struct Vector {
   INLINE void load(const T* from) { bits = load_whole(reinterpret_cast<const decltype(bits)*>(from)); }
   INLINE void store(T* to) const { store_whole(reinterpret_cast<typename Word<sizeof(T) * V>::type*>(to), bits); }
 
+  // N of them, from element i on.
+  template <int N> INLINE Vector<T, N> part(int i) const {
+    Vector<T, N> some;
+    memcpy(&some.bits, reinterpret_cast<const char*>(&bits) + i * sizeof(T), sizeof(some.bits));
+    return some;
+  }
+  template <int N> INLINE void replace(int i, const Vector<T, N>& some) {
+    memcpy(reinterpret_cast<char*>(&bits) + i * sizeof(T), &some.bits, sizeof(some.bits));
+  }
   // Singly, and only the elements low <= c < high.
   INLINE void gather(const T* from, int low, int high) {
     T elements[V] = {};
@@ -239,17 +249,20 @@ template <bool RAGGED, class A, int V> INLINE A in_order(A (&own)[V], const Grou
   return own[0];
 }
 
-// Merge chunks of one set of statistics, all of length `chunk` but the last: Chan's formula around the first mean.
-template <class F> INLINE Moments merged(F part, int64 chunks, int64 chunk, int64 length, const Group& group) {
+// Merge chunks of one set of statistics: Chan's formula around the first mean. Of `length` places in chunks of `chunk`, all but
+// the last are whole; 2^folds chunks next to each other are of the same places.
+template <class F>
+INLINE Moments merged(F part, int64 chunks, int64 chunk, int64 length, int folds, const Group& group) {
+  const auto size = [&](int64 i) { return min(chunk, length - (i >> folds) * chunk); };
   const double base = chunks > 0 ? part(0).mean : 0;
   double sum[1] = {0}, m2[1] = {0};
-  for (int64 i = group.rank; i < chunks; i += group.size) sum[0] += min(chunk, length - i * chunk) * (part(i).mean - base);
+  for (int64 i = group.rank; i < chunks; i += group.size) sum[0] += size(i) * (part(i).mean - base);
   group_sum<0>(sum, group);
-  const double shift = sum[0] / length;
+  const double shift = sum[0] / (length << folds);
   for (int64 i = group.rank; i < chunks; i += group.size) {
     const Moments m = part(i);
     const double d = (m.mean - base) - shift;
-    m2[0] += m.m2 + min(chunk, length - i * chunk) * d * d;
+    m2[0] += m.m2 + size(i) * d * d;
   }
   group_sum<1>(m2, group);
   return {base + shift, m2[0]};
@@ -260,16 +273,17 @@ template <class F> INLINE Moments merged(F part, int64 chunks, int64 chunk, int6
 struct MergeCall {
   const Moments* moments;
   double *mean, *var;
-  int64 sets, chunks, chunk, length;
+  int64 sets, chunks, chunk, length, folds;
 };
 
 __global__ void __launch_bounds__(128) merge(const GRID_CONSTANT MergeCall call) {
   const int64 set = (int64)blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;
   const Group group = {WARP, (int)threadIdx.x % WARP, 0};
   const Moments* of = call.moments + set * call.chunks;
-  const Moments m = merged([&](int64 i) { return of[i]; }, set < call.sets ? call.chunks : 0, call.chunk, call.length, group);
+  const auto part = [&](int64 i) { return of[i]; };
+  const Moments m = merged(part, set < call.sets ? call.chunks : 0, call.chunk, call.length, (int)call.folds, group);
   if (set < call.sets && group.rank == 0) {
     call.mean[set] = m.mean;
-    call.var[set] = m.m2 / call.length;
+    call.var[set] = m.m2 / (call.length << call.folds);
   }
 }

@@ -64,6 +64,12 @@ template <class T> INLINE unsigned narrow_pair(float low, float high) {
 #endif
 }
 
+// The same number, which the compiler does not know: what is made of it is computed anew, rather than kept.
+INLINE int64 anew(int64 v) {
+  asm volatile("" : "+l"(v));
+  return v;
+}
+
 INLINE float fused(float a, float b, float c) { return fmaf(a, b, c); }
 INLINE double fused(double a, double b, double c) { return fma(a, b, c); }
 

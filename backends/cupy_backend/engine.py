@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from math import prod
+from math import gcd, prod
 from pathlib import Path
 from struct import Struct
 from typing import Any, NamedTuple
@@ -27,7 +27,7 @@ OPTIONS = ("--std=c++17", "--fmad=false", "-default-device")  # no contraction: 
 C_TYPES = {"float16": "f16", "bfloat16": "bf16", "float32": "float", "float64": "double"}
 POINTERS = Struct("7Q")  # with which RowsCall and ColumnsCall begin, Arrays in common.cuh
 MERGED = Struct("3Q")  # MergeCall: moments, mean, var
-ROWS, COLUMNS, MERGE = Struct("4q qd qd 4d 2i"), Struct("6q qd 2d 3i 4x"), Struct("4q")  # what follows in each
+ROWS, COLUMNS, MERGE = Struct("4q qd qd 4d 2i"), Struct("7q qd 2d 6i"), Struct("5q")  # what follows in each
 
 
 @lru_cache(maxsize=1)
@@ -46,8 +46,9 @@ def specializations(clusters: bool) -> list[str]:
                 names += [f"rows<{types}, {held}, {FUSED}, {ragged}>" for held in (1, 2, 4, 8, 16)]
                 names += [f"rows<{types}, 8, {MOMENTS}, {ragged}>", f"rows<{types}, 4, {APPLY}, {ragged}>"]
                 names += [f"rows_in_{n}<{types}, {launch.MOST_HELD}, {ragged}>" for n in launch.CLUSTERS if clusters]
-            for vector in (1, VECTOR_BYTES // (8 if kind == "float64" else 4 if kind == "float32" else 2)):
-                names += [f"columns<{types}, {vector}, {launch.COLUMN_HELD}, {step}>" for step in (FUSED, MOMENTS, APPLY)]
+            for vector in (1, 2, 4, 8)[: {"float64": 2, "float32": 3}.get(kind, 4)]:
+                for step in (FUSED, MOMENTS, APPLY):
+                    names += [f"columns<{types}, {vector}, {held}, {step}>" for held in launch.COLUMN_HELD[step]]
     return names
 
 
@@ -185,10 +186,13 @@ class Engine:
     def _aligned(self, x: Array, out: Array, layout: Rows | Columns) -> tuple[Array, Array]:
         """x and out, or other arrays instead, that the kernels can read and write 16 bytes at a time.
 
-        Both contiguous, as far from a 16-byte boundary as each other, and on one if every row is to start on one.
+        Both contiguous, as far from a 16-byte boundary as each other, and where every row can start with a whole vector.
         """
-        row = layout.runs * layout.inner if isinstance(layout, Rows) else layout.lanes
-        step = x.dtype.itemsize if row * x.dtype.itemsize % VECTOR_BYTES else VECTOR_BYTES
+        itemsize = x.dtype.itemsize
+        if isinstance(layout, Rows):
+            step = itemsize if layout.runs * layout.inner * itemsize % VECTOR_BYTES else VECTOR_BYTES
+        else:
+            step = gcd(layout.lanes * launch.folds_of(layout, itemsize) * itemsize, VECTOR_BYTES)
         fits = out.flags.c_contiguous and out.data.ptr % step == 0
         if not x.flags.c_contiguous or x.data.ptr % step or (fits and (x.data.ptr - out.data.ptr) % VECTOR_BYTES):
             x = self._cupy.array(x, order="C")  # a copy; memory from CuPy lies on boundaries
@@ -281,31 +285,35 @@ def _row_steps(
 
 @lru_cache(maxsize=1024)
 def _column_steps(layout: Columns, dtype: np.dtype[Any], parameter: str, eps: float, statistics: str, given: int) -> list[Step]:
-    outer, length, lanes, affine = layout
+    outer, length, unfolded, affine = layout
+    folds = launch.folds_of(layout, dtype.itemsize)
+    length, lanes = length // folds, unfolded * folds
 
     def step(what: int, cut: launch.ColumnCut) -> Step:
-        sizes = (outer, length, lanes, cut.chunk, cut.chunks, cut.tiles)
-        flags = (cut.width, cut.height, affine == "length")
-        kernel = _name("columns", C_TYPES[dtype.name], parameter, cut.vector, launch.COLUMN_HELD, what)
+        sizes = (outer, length, lanes, unfolded, cut.chunk, cut.chunks, cut.tiles)
+        flags = (cut.width, cut.height, cut.depth, cut.parts, folds, affine == "length")
+        kernel = _name("columns", C_TYPES[dtype.name], parameter, cut.vector, cut.held, what)
         constants = COLUMNS.pack(*sizes, *_divisor(given), eps, 1 / cut.chunk, *flags)
-        return Step(kernel, launch.column_grid(outer, cut), constants, cut.chunks)
+        return Step(kernel, launch.column_grid(outer, cut, dtype.itemsize), constants, cut.chunks * folds)
 
-    whole = launch.cut_columns(outer, length, lanes, dtype.itemsize)
-    if whole is not None:
-        return [step(APPLY if statistics == "given" else FUSED, whole)]
-    cut = launch.cut_columns(outer, length, lanes, dtype.itemsize, APPLY)
-    assert cut is not None
+    apply = step(APPLY, launch.cut_column_chunks(outer, length, lanes, dtype.itemsize, APPLY))
     if statistics == "given":
-        return [step(APPLY, cut)]
-    return [step(MOMENTS, cut), _merge_step(outer * lanes, cut.chunks, cut.chunk, length), step(APPLY, cut)]
+        return [apply]
+    whole = launch.cut_columns(outer, length, lanes, dtype.itemsize) if folds == 1 else None
+    if whole is not None:
+        return [step(FUSED, whole)]
+    cut = launch.cut_column_chunks(outer, length, lanes, dtype.itemsize, MOMENTS)
+    moments = step(MOMENTS, cut)
+    return [moments, _merge_step(outer * unfolded, moments.chunks, cut.chunk, length, folds), apply]
 
 
 def _name(kernel: str, *arguments: object) -> str:
     return f"{kernel}<{', '.join(map(str, arguments))}>"
 
 
-def _merge_step(sets: int, chunks: int, chunk: int, length: int) -> Step:
-    return Step("merge", launch.merge_grid(sets), MERGE.pack(sets, chunks, chunk, length), chunks)
+def _merge_step(sets: int, chunks: int, chunk: int, length: int, folds: int = 1) -> Step:
+    constants = MERGE.pack(sets, chunks, chunk, length, folds.bit_length() - 1)
+    return Step("merge", launch.merge_grid(sets), constants, chunks)
 
 
 def _divisor(n: int) -> tuple[int, float]:

@@ -6,16 +6,23 @@ the order of every sum follows from it, and so do the bits of the result.
 
 from __future__ import annotations
 
+from math import gcd
 from typing import NamedTuple
+
+from normkit.problem import Columns
 
 VECTOR_BYTES = 16
 THREADS = 256  # the most in a block for rows, as in the kernels' launch bounds
 MOST_HELD = 16  # vectors that a thread holds in registers
 CLUSTERS = (2, 4, 8)  # blocks in a cluster; 8 is what every GPU that has clusters can do
 BLOCK = 128  # threads in a block of several short rows
-COLUMN_BLOCK, COLUMN_THREADS, COLUMN_HELD = 256, 512, 8  # for columns: threads as a rule, threads at most, vectors in registers
-SEGMENT, SECTOR = 128, 32  # bytes: neighbours read together at best, and at least
-FIXED_SHARED = 1024  # bytes, for what the kernels keep apart from their buffer
+COLUMN_THREADS = 256  # in a block, for columns
+COLUMN_HELD = ((8, 16), (4,), (4,))  # vectors in registers: what each step may hold
+COLUMN_BATCHES = 8  # of vectors that a thread holds, one after the other
+FOLDED_LEAST = 256  # places
+LEAST_PART = 16  # threads whose sums another one adds up
+SEGMENT, SECTOR = 256, 32  # bytes: neighbours read together at best, and at least
+FIXED_SHARED, MOST_SHARED = 1024, 48 * 1024  # bytes: for what the kernels keep apart from their buffer; all that a block has
 MOST_BLOCKS = 2**31 - 1
 FUSED, MOMENTS, APPLY = range(3)  # what a kernel does, as in common.cuh
 
@@ -31,15 +38,24 @@ class RowCut(NamedTuple):
 
 
 class ColumnCut(NamedTuple):
-    """A block covers `depth` outer blocks x `height` x COLUMN_HELD places of the length x `width` vectors of lanes."""
+    """A block covers `depth` outer blocks x `chunk` places of the length x `width` vectors of lanes.
+
+    Each thread has every `height`-th place.
+    """
 
     vector: int  # lanes in a vector
+    held: int  # vectors in registers
     width: int
     height: int
-    depth: int
     chunk: int  # places of the length in a block
     chunks: int
     tiles: int  # blocks side by side over the lanes
+    depth: int
+
+    @property
+    def parts(self) -> int:
+        """In how many parts it is added up what the threads above and below each other know of a lane."""
+        return _ceil(self.height, max(LEAST_PART, _ceil(self.height, 16)))
 
 
 class Grid(NamedTuple):
@@ -90,30 +106,53 @@ def row_grid(rows: int, cut: RowCut, itemsize: int, ragged: bool) -> Grid:
     return Grid(blocks, threads, shared)
 
 
-def cut_columns(outer: int, length: int, lanes: int, itemsize: int, step: int = FUSED) -> ColumnCut | None:
-    """A cut for the columns layout. FUSED: None if a lane is too long to be held by one block."""
+def folds_of(layout: Columns, itemsize: int) -> int:
+    """How many places side by side are taken for one, of so many times the lanes, so that it is in whole vectors; often 1.
+
+    Where lanes are few they have long columns, as the channels of an image.
+    """
     vector = VECTOR_BYTES // itemsize
-    if lanes % vector:
-        vector = 1
-    across = _power(_ceil(lanes, vector))  # vectors of lanes
-    if step == FUSED:
-        height, least = _power(_ceil(length, COLUMN_HELD)), min(across, _vectors_in(SECTOR, vector * itemsize))
-        if height * least > COLUMN_THREADS:
-            return None
-        width = min(across, max(least, COLUMN_BLOCK // height), 128)
-    else:
-        width = min(across, _vectors_in(SEGMENT, vector * itemsize))
-        height = COLUMN_BLOCK // width
-    chunk = length if step == FUSED else min(length, height * COLUMN_HELD)
-    depth = max(1, min(COLUMN_BLOCK // (width * height), outer))
-    return ColumnCut(vector, width, height, depth, chunk, _ceil(length, chunk), _ceil(lanes, width * vector))
+    folds = vector // gcd(vector, layout.lanes)
+    pays = layout.affine == "lanes" and layout.length % folds == 0 and layout.length >= FOLDED_LEAST * folds
+    return folds if pays else 1
 
 
-def column_grid(outer: int, cut: ColumnCut) -> Grid:
+def cut_columns(outer: int, length: int, lanes: int, itemsize: int) -> ColumnCut | None:
+    """A cut that reads columns once, in one kernel; None if they are too long to be held by one block."""
+    held = COLUMN_HELD[FUSED][length > 32]  # the more, the fewer threads know of a lane
+    height = _ceil(length, held)
+    vector = gcd(lanes, VECTOR_BYTES // itemsize)
+    if height * min(_ceil(lanes, vector), _vectors_in(SECTOR, vector * itemsize)) > COLUMN_THREADS:
+        return None
+    # Half of the threads, where they are wide enough: more blocks wait while others work.
+    half = COLUMN_THREADS // 2
+    threads = half if half // height >= _vectors_in(SEGMENT // 2, vector * itemsize) else COLUMN_THREADS
+    width, tiles = _across(lanes, vector, threads // height)
+    cut = ColumnCut(vector, held, width, height, length, 1, tiles, max(1, min(threads // (width * height), outer)))
+    return cut if column_grid(outer, cut, itemsize).shared <= MOST_SHARED else None
+
+
+def cut_column_chunks(outer: int, length: int, lanes: int, itemsize: int, step: int) -> ColumnCut:
+    """A cut of columns of any length, for moments of chunks or for the elementwise step."""
+    held = COLUMN_HELD[step][0]
+    vector = gcd(lanes, VECTOR_BYTES // itemsize)
+    width, tiles = _across(lanes, vector, _vectors_in(SEGMENT, vector * itemsize))
+    height = min(COLUMN_THREADS // width, length)
+    chunk = height * held  # and several times that, where enough blocks are left
+    blocks = length // chunk // 16 if step == MOMENTS else length // chunk * outer * tiles // 1024
+    chunk = min(length, chunk * min(COLUMN_BATCHES, max(1, blocks)))
+    depth = max(1, min(COLUMN_THREADS // (width * height), outer))
+    return ColumnCut(vector, held, width, height, chunk, _ceil(length, chunk), tiles, depth)
+
+
+def column_grid(outer: int, cut: ColumnCut, itemsize: int) -> Grid:
     """The launch of a cut."""
     threads = cut.width * cut.height * cut.depth
     blocks = _ceil(outer, cut.depth) * cut.chunks * cut.tiles
-    return Grid(blocks, threads, FIXED_SHARED + cut.vector * threads * 8)
+    # In the buffer are up to four numbers for each thread and lane; three in double if a lane is taken over again.
+    parts = cut.parts * cut.width * cut.depth * cut.vector if cut.parts > 1 else 0
+    numbers = max(24, cut.vector * (3 * 4 if itemsize == 2 else 4 * itemsize))
+    return Grid(blocks, threads, FIXED_SHARED + 16 * parts + (threads + cut.width) * numbers)
 
 
 def merge_grid(sets: int) -> Grid:
@@ -130,6 +169,14 @@ def _chunked(length: int, itemsize: int, held: int) -> RowCut:
 def _row_vectors(length: int, vector: int) -> int:
     """16-byte vectors that a row can touch; one of an odd length may start anywhere between two boundaries."""
     return length // vector + (2 if length % vector else 0)
+
+
+def _across(lanes: int, vector: int, widest: int) -> tuple[int, int]:
+    """How many vectors of lanes a block has, in whole sectors if it can be, and how many such blocks."""
+    vectors = _ceil(lanes, vector)
+    width = _ceil(vectors, _ceil(vectors, widest))
+    width = min(width + width % 2, widest)
+    return width, _ceil(vectors, width)
 
 
 def _vectors_in(size: int, vector_bytes: int) -> int:

@@ -115,7 +115,11 @@ template <class W, int V> struct Parameters {
 #pragma unroll
     for (int i = 0; i < PARTS; ++i) {
       const int from = e + i * N;
-      RAGGED ? part[i].load_across(p + from, -from, count - from) : part[i].load(p + from);
+      if constexpr (RAGGED) {
+        part[i].load_across(p + from, -from, count - from);
+      } else {
+        part[i].load(p + from);
+      }
     }
   }
   template <class A> INLINE void widened(A (&values)[V]) const {
@@ -176,7 +180,7 @@ template <int STEP, int CLUSTER, class Task> INLINE Moments of_row(Moments m, co
     if (threadIdx.x < CLUSTER) tell(of_all + blockIdx.x % CLUSTER, m, threadIdx.x);
     cluster_arrive();
     cluster_wait();
-    m = merged([&](int64 i) { return of_all[i]; }, CLUSTER, call.chunk, call.length, Group{1, 0, 0});
+    m = merged([&](int64 i) { return of_all[i]; }, CLUSTER, call.chunk, call.length, 0, Group{1, 0, 0});
     inverse = call.inverse_of_row;
   }
 #endif

@@ -19,6 +19,8 @@ import numpy as np
 
 ROWS = [(32768, 1024), (16384, 4096), (8192, 8192), (4096, 65536), (32768, 1000), (32768, 1001)]
 VOLUMES = [(64, 256, 128, 128), (2, 32, 128, 128, 128)]
+LAST = [(64, 32, 32, 128), (64, 56, 56, 96), (64, 128, 128, 256)]  # channels-last
+OVER_CHANNELS = [(64, 256, 56, 56), (32, 768, 14, 14), (64, 128, 128, 256)]  # layer_norm of channels-first
 DTYPES = ("bfloat16", "float16", "float32")
 REPEATS = 31
 EPS = 1e-5
@@ -26,11 +28,12 @@ TOLERANCE = {"bfloat16": 2.0**-7, "float16": 2.0**-10, "float32": 2e-6}  # relat
 
 
 class Case(NamedTuple):
-    """An op on an array: layer_norm over the last axis, or instance_norm of channels-first."""
+    """An op on an array: layer_norm over one axis, or instance_norm with the channels on that axis."""
 
     op: str
     shape: tuple[int, ...]
     dtype: str
+    axis: int
 
     @property
     def nbytes(self) -> int:
@@ -40,10 +43,21 @@ class Case(NamedTuple):
     @property
     def affine(self) -> int:
         """Elements of weight and of bias."""
-        return self.shape[-1] if self.op == "layer_norm" else self.shape[1]
+        return self.shape[self.axis]
+
+    @property
+    def reduced(self) -> tuple[int, ...]:
+        """The axes of a set of statistics."""
+        own = self.axis % len(self.shape)
+        return (own,) if self.op == "layer_norm" else tuple(a for a in range(1, len(self.shape)) if a != own)
+
+    @property
+    def rows(self) -> bool:
+        """Whether a set of statistics is a row, neighbours in memory."""
+        return self.reduced[-1] == len(self.shape) - 1
 
     def __str__(self) -> str:
-        return f"{self.op}/{'x'.join(map(str, self.shape))}/{self.dtype}"
+        return f"{self.op}/{'x'.join(map(str, self.shape))}/{'' if self.rows else f'axis{self.axis}/'}{self.dtype}"
 
 
 class Score(NamedTuple):
@@ -55,15 +69,27 @@ class Score(NamedTuple):
 
 
 class Contender(NamedTuple):
-    """`prepare` takes cupy, a case, and x, weight, bias and out on the device; the call it returns writes what it returns."""
+    """`prepare` takes cupy, a case, and x, weight, bias and out on the device; the call it returns writes what it returns.
+
+    Some know rows alone.
+    """
 
     name: str
     needs: tuple[str, ...]
     prepare: Callable[..., Callable[[], Any]]
+    rows_alone: bool = False
 
 
 CASES = [
-    Case(op, shape, d) for op, shapes in (("layer_norm", ROWS), ("instance_norm", VOLUMES)) for shape in shapes for d in DTYPES
+    Case(op, shape, dtype, axis)
+    for op, axis, shapes in (
+        ("layer_norm", -1, ROWS),
+        ("instance_norm", 1, VOLUMES),
+        ("instance_norm", -1, LAST),
+        ("layer_norm", 1, OVER_CHANNELS),
+    )
+    for shape in shapes
+    for dtype in DTYPES
 ]
 
 
@@ -79,7 +105,8 @@ def _normkit(cupy: Any, case: Case, x: Any, weight: Any, bias: Any, out: Any) ->
     import normkit as nk
 
     op = getattr(nk, case.op)
-    return lambda: op(x, weight=weight, bias=bias, eps=EPS, out=out)
+    axis = {"axis" if case.op == "layer_norm" else "channel_axis": case.axis}
+    return lambda: op(x, weight=weight, bias=bias, eps=EPS, out=out, **axis)
 
 
 def _torch(cupy: Any, case: Case, x: Any, weight: Any, bias: Any, out: Any) -> Callable[[], Any]:
@@ -88,8 +115,9 @@ def _torch(cupy: Any, case: Case, x: Any, weight: Any, bias: Any, out: Any) -> C
     x, weight, bias = (_to_torch(torch, a) for a in (x, weight, bias))
     functional = torch.nn.functional
     if case.op == "layer_norm":
-        return lambda: functional.layer_norm(x, x.shape[-1:], weight, bias, EPS)
-    return lambda: functional.instance_norm(x, weight=weight, bias=bias, eps=EPS)
+        shape = (case.affine,)
+        return lambda: functional.layer_norm(x.movedim(case.axis, -1), shape, weight, bias, EPS).movedim(-1, case.axis)
+    return lambda: functional.instance_norm(x.movedim(case.axis, 1), weight=weight, bias=bias, eps=EPS).movedim(1, case.axis)
 
 
 def _compiled(cupy: Any, case: Case, x: Any, weight: Any, bias: Any, out: Any) -> Callable[[], Any]:
@@ -113,7 +141,7 @@ CONTENDERS = [
     Contender("normkit", (), _normkit),
     Contender("torch", ("torch",), _torch),
     Contender("torch.compile", ("torch", "triton"), _compiled),
-    Contender("triton", ("torch", "triton"), _triton),
+    Contender("triton", ("torch", "triton"), _triton, rows_alone=True),
 ]
 
 
@@ -161,13 +189,13 @@ def main(case: list[str] | None = None, only: str | None = None) -> int:
     chosen = [c for c in CASES if not case or any(part in str(c) for part in case)]
     for c in present:
         print(f"launch, {c.name}: {launch_seconds(cupy, c) * 1e6:.1f} us a call")
-    print(f"{'case':<44}{'contender':<15}{'us':>10}{'TB/s':>8}{'of copy':>9}{'error':>10}")
+    print(f"{'case':<48}{'contender':<15}{'us':>10}{'TB/s':>8}{'of copy':>9}{'error':>10}")
     for one in chosen:
         scores = list(play(cupy, one, present))
         copy = next((s.seconds for s in scores if s.contender == "copy"), float("nan"))
         for s in scores:
             speed = one.nbytes / s.seconds / 1e12
-            print(f"{one!s:<44}{s.contender:<15}{s.seconds * 1e6:10.1f}{speed:8.2f}{copy / s.seconds:9.2f}{s.error:10.1e}")
+            print(f"{one!s:<48}{s.contender:<15}{s.seconds * 1e6:10.1f}{speed:8.2f}{copy / s.seconds:9.2f}{s.error:10.1e}")
     return 0
 
 
@@ -177,6 +205,8 @@ def play(cupy: Any, case: Case, contenders: list[Contender]) -> Iterator[Score]:
     out = cupy.empty_like(x)
     flush = cupy.empty(max(1, 4 * int(cupy.cuda.Device().attributes["L2CacheSize"])), cupy.uint8)
     for contender in contenders:
+        if contender.rows_alone and not case.rows:
+            continue
         run = contender.prepare(cupy, case, x, weight, bias, out)
         _poison(out)
         y = run()
@@ -200,9 +230,9 @@ def inputs(cupy: Any, case: Case) -> tuple[Any, Any, Any]:
 def largest_error(cupy: Any, case: Case, x: Any, weight: Any, bias: Any, y: Any) -> float:
     """Against float64, relative above 1 and absolute below; NaN if any of it is."""
     worst = 0.0
-    affine = (1, -1) if case.op == "layer_norm" else (-1, *(1,) * (len(case.shape) - 2))
+    affine = tuple(-1 if a == case.axis % len(case.shape) else 1 for a in range(len(case.shape)))
     weight, bias = (a.astype(np.float64).reshape(affine) for a in (weight, bias))
-    axes = tuple(range(-(1 if case.op == "layer_norm" else len(case.shape) - 2), 0))
+    axes = case.reduced
     step = max(1, case.shape[0] // 64)
     for first in range(0, case.shape[0], step):
         wide = x[first : first + step].astype(np.float64)
@@ -231,7 +261,7 @@ def seconds(cupy: Any, run: Callable[[], Any], out: Any, flush: Any, repeats: in
 
 def launch_seconds(cupy: Any, contender: Contender, calls: int = 1000) -> float:
     """What a call costs the CPU, on a row that costs the device next to nothing."""
-    case = Case("layer_norm", (1, 1024), "float32")
+    case = Case("layer_norm", (1, 1024), "float32", -1)
     x, weight, bias = inputs(cupy, case)
     run = contender.prepare(cupy, case, x, weight, bias, cupy.empty_like(x))
     best = float("inf")
