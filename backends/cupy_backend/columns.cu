@@ -15,8 +15,8 @@ struct ColumnsCall : Arrays {
 template <class T, int V> struct ColumnTask {
   const ColumnsCall& call;
   int x, y, z, count, whole, rest, places;  // of the chunk: `whole` for each y, one more for the first `rest`; of this thread
-  unsigned outer, part, tile;  // where the block is
-  int64 start;                 // of the thread, in x
+  unsigned outer, part, tile;               // where the block is
+  int64 start;                              // of the thread, in x
 
   INLINE ColumnTask(const ColumnsCall& call, unsigned block) : call(call) {
     const int area = call.width * call.height;
@@ -157,15 +157,15 @@ template <class A, int V> struct Sums {
     slots.at(1, c, threadIdx.x) = sum[c];
     slots.at(2, c, threadIdx.x) = square[c];
   }
-  template <int K, int N, class Source, class Done> INLINE void add_some(Source& source, int count, bool anew, Done done) {
+  template <int K, int N, class Source, class Done> INLINE void add_some(Source& source, int count, bool initial, Done done) {
     if (count >= K) {  // most are whole, and need no look at each place
-      add_some<K, N, true>(source, K, anew, done);
+      add_some<K, N, true>(source, K, initial, done);
     } else {
-      add_some<K, N, false>(source, max(count, 0), anew, done);
+      add_some<K, N, false>(source, max(count, 0), initial, done);
     }
   }
   template <int K, int N, bool WHOLE, class Source, class Done>
-  INLINE void add_some(Source& source, int count, bool anew, Done done) {
+  INLINE void add_some(Source& source, int count, bool initial, Done done) {
     const auto each = [&](int i, auto f) {
 #pragma unroll
       for (int k = 0; k < K; ++k) {
@@ -180,7 +180,7 @@ template <class A, int V> struct Sums {
 #pragma unroll
     for (int i = 0; i < V; i += N) {
       A sums[N] = {}, squares[N] = {};
-      if (anew) {
+      if (initial) {
         A front[N];
         source.values(0, i, front);
         each(i, [&](int n, A value) { sums[n] += value - front[n]; });
