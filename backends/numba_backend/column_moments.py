@@ -14,13 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .kernels import (
-    inline,
-    lanes,
-    merge,
-    nearness,
-    place,
-)
+from .kernels import inline, lanes, place
 from .masks import (
     choose,
     copy_flag,
@@ -32,6 +26,7 @@ from .masks import (
     unless,
 )
 from .memory import element, load, load_first, prefetch, put, store, store_first
+from .moments import merge, nearness
 from .simd import WIDTH, fma, is_double, keep_first, one_by_one, splat, total, unity
 
 MAX_SPAN = 1024  # rows of x whose places are looked up at once
@@ -163,7 +158,7 @@ def block_moments(
     x: Any, xi: int, mask: Any, mi: int, shape: Any, k: int, n: int, width: int, work: Any, w: int, places: Any, c: int,
     yes: Any,
 ) -> None:  # fmt: skip
-    """The moments of n <= BLOCK elements of each column from k on, as `kernels.block_moments` takes them of a row."""
+    """The moments of n <= BLOCK elements of each column from k on, as `moments.block_moments` takes them of a row."""
     field, pitch, flat = shape[FIELD], shape[TILE], shape[FLAT]
     yes_at = c * MAX_SPAN * MAX_FLAT
     spreads = flat != 0 and shape[M_FLAT] == 0  # the mask does not lie as x: it is written down so, a span at a time

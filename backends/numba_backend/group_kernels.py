@@ -20,10 +20,8 @@ from .kernels import (
     apply_lanes,
     bypasses,
     inline,
-    lane_sums,
     leads,
     misaligned,
-    nearness,
     place,
 )
 from .memory import (
@@ -42,6 +40,7 @@ from .memory import (
     store_first,
     stream,
 )
+from .moments import lane_sums, nearness
 from .simd import (
     WIDTH,
     above,

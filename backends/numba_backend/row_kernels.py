@@ -16,7 +16,6 @@ from .kernels import (
     INNER,
     M_ROWS,
     M_STEP,
-    NOTHING,
     OUT_ROWS,
     ROWS,
     RUNS,
@@ -24,18 +23,14 @@ from .kernels import (
     UNKNOWN,
     WANTED,
     X_ROWS,
-    absorb,
     apply_span,
-    block_moments,
     bounds_of,
-    finished,
     inline,
-    merged,
-    note,
     place,
 )
 from .masks import is_none
 from .memory import element, fence, load, load_first, put, stack, store, store_first
+from .moments import NOTHING, absorb, block_moments, finished, merged, note
 from .shares import next_piece, use_threads
 from .simd import WIDTH, one_by_one, splat
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from numba import njit
 
-from .kernels import BLOCK, UNKNOWN, apply_span, block_moments, merged, note
+from .kernels import BLOCK, UNKNOWN, apply_span
+from .moments import block_moments, merged, note
 
 
 @njit(nogil=True, error_model="numpy", _nrt=False)
