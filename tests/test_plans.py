@@ -193,6 +193,36 @@ def test_what_counts_as_alike(x, compiled, monkeypatch):
     assert not alike(x, weight, None, whole[:4], known)
 
 
+@pytest.mark.parametrize("compiled", [True, False])
+def test_what_counts_as_apart(compiled, monkeypatch):
+    """Arrays with gaps reach as far as their last element, or from their last one on; only element on element is in place."""
+    guard = pytest.importorskip("normkit.backends.numba_backend.guard")
+    monkeypatch.setattr(guard, "readable", lambda readable=guard.readable: compiled and readable())
+    whole = np.zeros((20, 8), np.float32)
+
+    def apart(x, out, weight=None):
+        alike, known, _kinds = guard.recognizer(x, weight, None, out)
+        return alike(x, weight, None, out, known)
+
+    assert apart(whole[:7:2], whole[7:11])
+    assert not apart(whole[:7:2], whole[6:10])
+    assert not apart(whole[:7:2], whole[1:8:2])  # between each other's rows: more than a look at where they begin and end
+    assert apart(whole[:7:2], whole[:7:2])
+    assert not apart(whole[:7:2], whole[:4])
+    assert not apart(whole[:4], whole[:7:2])
+    assert apart(whole[3::-1], whole[4:8])
+    assert not apart(whole[4:0:-1], whole[4:8])
+    assert apart(whole[4:0:-1], whole[5:9])
+    assert not apart(whole[4:0:-1], whole[1:5])
+    assert apart(whole[8:12], whole[7:3:-1])
+    assert not apart(whole[7:11], whole[7:3:-1])
+    square = whole.ravel()[:64].reshape(8, 8)
+    assert not apart(square.T, square)
+    assert apart(square.T, square.T)
+    assert not apart(whole[8:12], whole[:4], weight=whole[0:16:2, 3][:8])
+    assert apart(whole[:4], whole[16:20], weight=whole[0:16:2, 3])
+
+
 @pytest.mark.parametrize("shape", [(2, 5, 7, 3), (3, 300, 4), (1, 40, 70), (2, 9000, 64)])
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_channels_last_is_planned_too(shape, dtype, monkeypatch):
@@ -317,6 +347,43 @@ def test_an_out_that_begins_where_rows_with_gaps_begin():
         np.testing.assert_array_equal(nk.layer_norm(again[::2], out=again[:4], backend="numba"), expected)
         again = whole.copy()
         np.testing.assert_array_equal(nk.layer_norm(again[::2], out=again[::2], backend="numba"), expected)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_gaps_in_x_and_in_out_are_planned_too(channels_last, dtype, monkeypatch):
+    """With the bits of the first call; what overlaps goes by way of a temporary each time."""
+    rng = np.random.default_rng(0)
+    whole, other = rng.standard_normal((2, 8, 20, 32)).astype(dtype)
+    weight, bias = rng.standard_normal((2, 32)).astype(dtype)
+
+    def normalized(x, out=None):
+        if channels_last:
+            return nk.instance_norm(x, weight=weight, bias=bias, channel_axis=-1, out=out, backend="numba")
+        return nk.layer_norm(x, 32, weight, bias, out=out, backend="numba")
+
+    for gaps in (np.s_[::2], np.s_[:, ::2], np.s_[::-1, 1:-1]):
+        x, y = whole[gaps], other[gaps]
+        expected = [normalized(a.copy()) for a in (x, y)]
+        for place in (None, np.empty(x.shape, dtype), np.zeros_like(whole)[gaps], x):
+            forget()
+            for _ in range(2):  # the first one makes the plan
+                again = whole.copy()[gaps]
+                out = again if place is x else place
+                assert normalized(again, out).tobytes() == expected[0].tobytes()
+            with monkeypatch.context() as patched:
+                patched.setattr("normkit.functional.execute", None)  # all that a plan does not answer ends up there
+                again = other.copy()[gaps]
+                out = again if place is x else place
+                result = normalized(again, out)
+                assert result.tobytes() == expected[1].tobytes()
+                assert out is None or result is out
+    wide = np.zeros((9, 20, 32), dtype)
+    for _ in range(3):
+        wide[:8] = whole
+        np.testing.assert_array_equal(normalized(wide[:8:2], wide[1::2]), normalized(whole[::2]))
+        wide[:8] = whole
+        np.testing.assert_array_equal(normalized(wide[:8:2], wide[:4]), normalized(whole[::2]))
 
 
 @pytest.mark.parametrize("mask_shape", [(6, 4, 40), (6, 1, 40), (40,)])

@@ -38,9 +38,8 @@ class NumbaBackend:
     ) -> Callable[..., NDArray[Any] | None] | None:
         """A function of (x, weight, bias, out) that repeats this run on other arrays of the same kind."""
         call = self.prepare(problem)
-        if isinstance(call, RowsCall):
-            return call.replay(operands, out)
-        return columns.replay(problem, operands, out) or strided.replay(problem, operands, out)
+        again = call.replay(operands, out) if isinstance(call, RowsCall) else None
+        return again or columns.replay(problem, operands, out) or strided.replay(problem, operands, out)
 
     def empty_like(self, x: NDArray[Any]) -> NDArray[Any]:
         """An output in native byte order whose axes lie in the order of x's: C order if x repeats its elements."""

@@ -39,11 +39,15 @@ def run(problem: Problem, plan: ColumnsPlan, operands: Operands, mask: NDArray[A
 
 
 def replay(problem: Problem, operands: Operands, given_out: NDArray[Any] | None) -> Callable[..., Any] | None:
-    """What repeats a run without mask and statistics, see `normkit.plans`; None unless x and out are contiguous columns."""
+    """What repeats a run on columns without mask and statistics, see `normkit.plans`; None of anything else.
+
+    Nor if the output is new and its axes do not lie in order.
+    """
     x, out = operands.x, operands.out
-    plan = layouts.of(problem, out.strides) if operands.mask is None else None
-    plain = x.flags.c_contiguous and out.flags.c_contiguous and out.dtype.isnative and x.size > 0 and x.ndim <= MAX_NDIM
-    if not plain or not isinstance(plan, ColumnsPlan):
+    if x.size == 0 or x.ndim > MAX_NDIM or (given_out is None and not out.flags.c_contiguous):
+        return None
+    plan = layouts.of(problem, out.strides) if operands.mask is None and out.dtype.isnative else None
+    if not isinstance(plan, ColumnsPlan):
         return None
     sets = Sets(problem, plan.order)
     given = [p for p in (operands.weight, operands.bias) if p is not None]

@@ -50,7 +50,8 @@ def recognizer(x: Any, weight: Any, bias: Any, out: Any) -> tuple[Callable[..., 
     kinds = tuple(kind(a) for a in (x, weight, bias, out))
     if not readable() or any(len(k.shape) > MOST_AXES for k in kinds):
         return _alike, kinds, kinds
-    return kernel("alike", np.dtype(np.float32)), np.array([_words(k) for k in kinds], np.int64), kinds
+    known = np.array([_words(k, in_place=k is kinds[0] and k.strides == kinds[3].strides) for k in kinds], np.int64)
+    return kernel("alike", np.dtype(np.float32)), known, kinds
 
 
 def repeating(
@@ -59,7 +60,7 @@ def repeating(
     """`again(x, weight, bias, out)`: run(x, out, weight, bias) where the arrays are of the kinds of these, else None.
 
     Weight and bias are handed over contiguous and of dtype `parameter`; ones and zeros, `size` of them, where there are none.
-    An `out` that is given must be contiguous, and x too. What `again` is given beyond these is handed over as it is.
+    What `again` is given beyond these is handed over as it is.
     """
     x, given = operands.x, [p for p in (operands.weight, operands.bias) if p is not None]
     convert = any(p.dtype != parameter or not p.flags.c_contiguous for p in given)
@@ -82,12 +83,14 @@ def repeating(
     return again
 
 
-def _words(k: Kind) -> list[int]:
-    """A kind as compiled code reads it."""
+def _words(k: Kind, in_place: bool) -> list[int]:
+    """A kind as compiled code reads it. `in_place`: an `out` that begins where this does is, element on element, the same."""
     pad = (0,) * (MOST_AXES - len(k.shape))
     if k.dtype is None:
-        return [id(k.type), 0, 0, 0, *pad, *pad]
-    return [id(k.type), id(k.dtype), len(k.shape), prod(k.shape) * k.dtype.itemsize, *k.shape, *pad, *k.strides, *pad]
+        return [id(k.type), 0, 0, 0, 0, 0, *pad, *pad]
+    reach = [step * (n - 1) for step, n in zip(k.strides, k.shape, strict=True)] if prod(k.shape) > 0 else []
+    low, high = sum(min(r, 0) for r in reach), sum(max(r, 0) for r in reach) + k.dtype.itemsize
+    return [id(k.type), id(k.dtype), len(k.shape), low, high, in_place, *k.shape, *pad, *k.strides, *pad]
 
 
 def _alike(x: Any, weight: Any, bias: Any, out: Any, kinds: tuple[Kind, ...]) -> bool:
@@ -97,6 +100,6 @@ def _alike(x: Any, weight: Any, bias: Any, out: Any, kinds: tuple[Kind, ...]) ->
         return False
     if out is None:
         return True
-    in_place = out.ctypes.data == x.ctypes.data
+    in_place = out.ctypes.data == x.ctypes.data and out.strides == x.strides
     others = [a for a in (None if in_place else x, weight, bias) if a is not None]
     return bool(out.flags.writeable) and not any(np.may_share_memory(out, a) for a in others)

@@ -16,9 +16,11 @@ from .objects import DATA, DTYPE, FLAGS, NDIM, SHAPE, STRIDES, TYPE
 
 MOST_AXES = 6
 WRITEABLE = 0x400
-# What a kind says: addresses of type and dtype (0 of no array), axes, bytes; then sizes and strides
-K_TYPE, K_DTYPE, K_NDIM, K_NBYTES, K_SHAPE, K_STRIDES = 0, 8, 16, 24, 32, 32 + 8 * MOST_AXES
-K_WORDS = 4 + 2 * MOST_AXES
+# What a kind says: addresses of type and dtype (0 of no array), axes, from where to where its memory reaches, seen from its
+# first element, and whether out may be where it is; then sizes and strides
+K_TYPE, K_DTYPE, K_NDIM, K_LOW, K_HIGH, K_IN_PLACE, K_SHAPE = range(0, 56, 8)
+K_STRIDES = K_SHAPE + 8 * MOST_AXES
+K_WORDS = 6 + 2 * MOST_AXES
 
 
 OBJECTS = "x_object", "weight_object", "bias_object", "out_object", "known"
@@ -65,11 +67,13 @@ def is_of(a: int, k: int) -> bool:
 
 @short
 def apart(a: int, k: int, out: int, k_out: int) -> bool:
-    """Whether the contiguous arrays at a and out have no byte in common; an a of None has none."""
+    """Whether what the arrays at a and out span has no byte in common; an a of None has none."""
     if word(k + K_DTYPE) == 0:
         return True
-    start, out_start = word(a + DATA), word(out + DATA)
-    return start + word(k + K_NBYTES) <= out_start or out_start + word(k_out + K_NBYTES) <= start
+    first, out_first = word(a + DATA), word(out + DATA)
+    return first + word(k + K_HIGH) <= out_first + word(k_out + K_LOW) or out_first + word(k_out + K_HIGH) <= first + word(
+        k + K_LOW
+    )
 
 
 @njit(error_model="numpy", _nrt=False)  # holds the GIL, so that nobody changes what is read
@@ -84,5 +88,5 @@ def alike(x_object: Any, weight_object: Any, bias_object: Any, out_object: Any, 
         return True
     if word(out + FLAGS) & WRITEABLE == 0:
         return False
-    in_place = word(x + DATA) == word(out + DATA)
+    in_place = word(k + K_IN_PLACE) != 0 and word(x + DATA) == word(out + DATA)
     return (in_place or apart(x, k, out, k_out)) and apart(weight, k_weight, out, k_out) and apart(bias, k_bias, out, k_out)

@@ -98,14 +98,14 @@ def planned(problem: Problem, out: NDArray[Any], mask: NDArray[Any] | None) -> R
 def replay(problem: Problem, operands: Operands, given_out: NDArray[Any] | None) -> Callable[..., Any] | None:
     """What repeats a run on rows with gaps or a mask, without statistics, see `normkit.plans`; None of anything else.
 
-    With `out` given and gaps in x, whether they overlap takes more than a look at where they begin.
+    Nor if the output is new and its axes do not lie in order.
     """
     x, out = operands.x, operands.out
-    if x.size == 0 or x.ndim > MAX_NDIM or not (given_out is None or x.flags.c_contiguous):
+    if x.size == 0 or x.ndim > MAX_NDIM:
         return None
     mask = None if operands.mask is None else np.broadcast_to(operands.mask, x.shape)
     plan = planned(problem, out, mask)
-    if not isinstance(plan, RowsPlan) or not out.flags.c_contiguous:
+    if not isinstance(plan, RowsPlan) or (given_out is None and not out.flags.c_contiguous):
         return None
     sets, given = Sets(problem, plan.order), [p for p in (operands.weight, operands.bias) if p is not None]
     size = prod(problem.affine_shape) if given else 1
