@@ -16,7 +16,7 @@ from normkit.dispatch import choose, loud, news, refusal, stepping_down
 from normkit.errors import DegenerateShapeError, FallbackWarning, PolicyError
 from normkit.explain import degenerate_text, masked_text
 from normkit.masks import empty_sets
-from normkit.plans import keep, keepable
+from normkit.plans import Plan, keep, keepable, kind, of_kind
 from normkit.policy import FallbackPolicy
 from normkit.problem import Array, Backend, Operands, Problem
 from normkit.validation import Call, Running
@@ -45,7 +45,8 @@ def execute(call: Call, return_stats: bool, backend: str | None, policy: Fallbac
     if empty is not None:
         with np.errstate(all="ignore"):  # a bias may be wider than y
             y[...] = np.where(empty, instead.astype(y.dtype), y)
-    if operands.mean is None and keepable(arguments) and operands.out is (y if out is None else out):
+    as_it_was = running is None and problem.statistics == "input" and operands.out is (y if out is None else out)
+    if as_it_was and keepable(arguments):
         _keep(arguments, engine, problem, operands, out, policy, name)
     if running is not None and problem.statistics == "input":
         _update(running, operands, problem)
@@ -73,10 +74,33 @@ def _keep(
     arguments: Any, engine: Backend, problem: Problem, operands: Operands, out: Array | None, policy: FallbackPolicy,
     name: str | None,
 ) -> None:  # fmt: skip
-    """Keep a plan for calls like this one, if the backend can repeat it, and nothing is to be said each time."""
-    plan = getattr(engine, "replay", lambda *_: None)(problem, operands, out)
-    if plan is not None and not (policy.on_fallback == "warn" and loud(choose(problem, policy, name))):
+    """Keep a plan for calls like this one, if nothing is to be said each time: the backend's own, or what it has prepared."""
+    if policy.on_fallback == "warn" and loud(choose(problem, policy, name)):
+        return
+    plan = getattr(engine, "replay", lambda *_: None)(problem, operands, out) if operands.mean is None else None
+    if plan is None and problem.family == "numpy" and not problem.masked:
+        plan = _prepared(engine, problem, operands, out)
+    if plan is not None:
         keep(arguments, operands.x.shape, plan)
+
+
+def _prepared(engine: Backend, problem: Problem, like: Operands, out: Array | None) -> Plan:
+    """A plan of what the backend has prepared, for NumPy arrays of the kinds of these."""
+    run, stats = engine.prepare(problem), like.mean is not None
+    kinds = [kind(a) for a in (like.x, like.weight, like.bias, out)]
+
+    def plan(x: Array, weight: Array, bias: Array, out: Array) -> Any:
+        if not all(map(of_kind, (x, weight, bias, out), kinds)):
+            return None
+        operands = Operands(x, weight, bias, engine.empty_like(x) if out is None else out)
+        if out is not None and (not out.flags.writeable or _overlaps(out, operands)):
+            return None
+        if stats:
+            operands.mean, operands.var = (engine.empty_stats(problem.stats_shape) for _ in range(2))
+        run(operands)
+        return (operands.out, *_mean_and_rstd(problem, operands)) if stats else operands.out
+
+    return plan
 
 
 def _run(engine: Backend, problem: Problem, operands: Operands, wants_stats: bool) -> Array:

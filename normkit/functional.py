@@ -90,8 +90,10 @@ def layer_norm(
            [-1.342, -0.447,  0.447,  1.342]], dtype=float32)
     """
     arguments = None
-    if (axis is None or type(axis) is int) and not return_stats:  # of more axes, weight may be in any order
-        arguments = ("layer_norm", normalized_shape, axis, eps, backend, policy, out is None, mask is None, ambient())
+    if axis is None or type(axis) is int:  # of more axes, weight may be in any order
+        arguments = (
+            "layer_norm", normalized_shape, axis, eps, return_stats, backend, policy, out is None, mask is None, ambient(),
+        )  # fmt: skip
         y = recall(arguments, x, weight, bias, out, mask)
         if y is not None:
             return y
@@ -183,8 +185,10 @@ def instance_norm(
            [-13.42,  -4.47,   4.47,  13.42]], dtype=float32)
     """
     arguments = None
-    if use_input_stats and running_mean is None and running_var is None and not return_stats:
-        arguments = ("instance_norm", momentum, eps, channel_axis, backend, policy, out is None, mask is None, ambient())
+    if use_input_stats and running_mean is None and running_var is None:
+        arguments = (
+            "instance_norm", momentum, eps, channel_axis, return_stats, backend, policy, out is None, mask is None, ambient(),
+        )  # fmt: skip
         y = recall(arguments, x, weight, bias, out, mask)
         if y is not None:
             return y

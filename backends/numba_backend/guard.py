@@ -9,37 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from normkit import pool
+from normkit.plans import Kind, kind, of_kind
 from normkit.problem import Operands
 
 from .compiling import kernel
 from .guard_kernels import MOST_AXES
 from .objects import readable
 from .sets import converted
-
-
-class Kind(NamedTuple):
-    """What a plan expects of one of its arrays; of None, its type alone."""
-
-    type: type
-    dtype: np.dtype[Any] | None
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-
-
-def kind(a: Any) -> Kind:
-    """The kind of an array, or of None."""
-    return Kind(type(a), None, (), ()) if a is None else Kind(type(a), a.dtype, a.shape, a.strides)
-
-
-def of_kind(a: Any, k: Kind) -> bool:
-    """Whether a thing is an array of that kind, or None."""
-    return type(a) is k.type and kind(a) == k
 
 
 def recognizer(x: Any, weight: Any, bias: Any, out: Any) -> tuple[Callable[..., bool], Any, tuple[Kind, ...]]:
