@@ -16,9 +16,9 @@ from normkit.dispatch import choose, loud, news, refusal, stepping_down
 from normkit.errors import DegenerateShapeError, FallbackWarning, PolicyError
 from normkit.explain import degenerate_text, masked_text
 from normkit.masks import empty_sets
-from normkit.plans import Plan, keep, keepable, kind, of_kind
+from normkit.plans import Plan, keep, keepable
 from normkit.policy import FallbackPolicy
-from normkit.problem import Array, Backend, Operands, Problem
+from normkit.problem import Array, Backend, Operands, Problem, kind, of_kind
 from normkit.validation import Call, Running
 
 

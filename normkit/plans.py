@@ -10,9 +10,7 @@ without a look at the shape. All are forgotten when they are too many, and when 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import Any
 
 from normkit.problem import Array
 
@@ -23,25 +21,6 @@ plans: dict[Any, tuple[Plan, ...]] = {}  # by arguments and shape
 latest: dict[Any, Plan] = {}  # by arguments alone: the plan that took such a call last
 _MOST = 1024
 _MOST_KINDS = 4  # plans for the same arguments and shape
-
-
-class Kind(NamedTuple):
-    """What a plan expects of one of its arrays; of None, its type alone."""
-
-    type: type
-    dtype: np.dtype[Any] | None
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-
-
-def kind(a: Any) -> Kind:
-    """The kind of an array, or of None."""
-    return Kind(type(a), None, (), ()) if a is None else Kind(type(a), a.dtype, a.shape, a.strides)
-
-
-def of_kind(a: Any, k: Kind) -> bool:
-    """Whether a thing is an array of that kind, or None."""
-    return type(a) is k.type and kind(a) == k
 
 
 def recall(arguments: Any, x: Array, weight: Array, bias: Array, out: Array, mask: Array | None) -> Any:

@@ -116,6 +116,25 @@ class Operands:
     mask: Array = None
 
 
+class Kind(NamedTuple):
+    """All of an array but its elements and where they are; of None, its type alone."""
+
+    type: type
+    dtype: np.dtype[Any] | None
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+def kind(a: Any) -> Kind:
+    """The kind of an array, or of None."""
+    return Kind(type(a), None, (), ()) if a is None else Kind(type(a), a.dtype, a.shape, a.strides)
+
+
+def of_kind(a: Any, k: Kind) -> bool:
+    """Whether a thing is an array of that kind, or None."""
+    return type(a) is k.type and kind(a) == k
+
+
 @runtime_checkable
 class Backend(Protocol):
     """What an engine has to offer. Third parties implement this and announce it under `normkit.backends`.
@@ -134,7 +153,7 @@ class Backend(Protocol):
         """A function that runs the problem on operands whose `out` is set."""
 
     # A backend may also have `replay(problem, operands, out)`: a plan, a function of (x, weight, bias, out) that repeats the
-    # run on other arrays of the same types, shapes, strides and dtypes (as in `operands`, but out as it was given), makes the
+    # run on other arrays of the same kinds (those in `operands`, but out as it was given), makes the
     # output where out is None, and returns it. It returns None for any other arrays, and where out may not be written as it
     # is. Of a run with a mask it is a function of that as well, and returns None where the mask leaves nothing of some set.
     # `replay` returns None if there is no plan for such a run. Small calls gain by it. It is not asked about runs that want

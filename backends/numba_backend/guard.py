@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from normkit import pool
-from normkit.plans import Kind, kind, of_kind
-from normkit.problem import Operands
+from normkit.problem import Kind, Operands, kind, of_kind
 
 from .compiling import kernel
 from .guard_kernels import MOST_AXES

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from normkit.masks import empty_sets
-from normkit.problem import Operands, Problem
+from normkit.problem import Operands, Problem, kind, of_kind
 
 from . import columns, kernels, layouts, limits, tiles
 from .compiling import MAX_NDIM
-from .guard import kind, of_kind, repeating
+from .guard import repeating
 from .layouts import ColumnsPlan, RowsPlan, flat
 from .rows import launcher
 from .sets import UNUSED, Sets, rows_shape
