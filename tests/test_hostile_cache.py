@@ -471,6 +471,21 @@ def test_two_processes_fill_one_cache_at_once(place, script):
     assert script(SERIAL).split() == [bits, "0"]
 
 
+def test_a_file_that_another_process_renames_meanwhile(place, monkeypatch):
+    """Between a look at the folder and one at the file: nothing is wrong, and nobody is warned."""
+    place.mkdir(mode=0o700)
+    for age, name in enumerate(("new.nkc", "old.nkc", ".other.nkc.1-2")):
+        (place / name).write_bytes(b"12345")
+        os.utime(place / name, (1e9 - age, 1e9 - age))
+    seen = list(os.scandir(place))
+    (place / ".other.nkc.1-2").rename(place / "other.nkc")
+    monkeypatch.setattr(cache.os, "scandir", lambda _: iter(seen))
+    monkeypatch.setattr(cache, "MOST_FILES", 1)
+    assert "2 kernels" in cache.describe()
+    cache._prune(place)
+    assert sorted(os.listdir(place)) == ["new.nkc", "other.nkc"]
+
+
 @pytest.mark.hostile
 @pytest.mark.parametrize("round", range(2))
 def test_eight_processes_fill_one_cache_with_different_dtypes(place, script, round):

@@ -16,7 +16,7 @@ import stat
 import sys
 import sysconfig
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -276,10 +276,18 @@ def _write(path: Path, content: bytes) -> None:
 
 def _prune(place: Path) -> None:
     """Forget the oldest, and what a process has left that died while writing."""
-    files = [(entry.stat().st_mtime, entry.path) for entry in os.scandir(place) if ".nkc" in entry.name]
-    for _, path in sorted(files)[:-MOST_FILES]:
+    files = sorted((status.st_mtime, path) for path, status in _files(place))
+    for _, path in files[:-MOST_FILES]:
         with suppress(OSError):
             os.unlink(path)
+
+
+def _files(place: Path) -> Iterator[tuple[str, os.stat_result]]:
+    """What is there, finished or not. Other processes give files their names, and forget them, meanwhile."""
+    for entry in os.scandir(place):
+        if ".nkc" in entry.name:
+            with suppress(FileNotFoundError):
+                yield entry.path, entry.stat()
 
 
 # --- telling
@@ -305,7 +313,7 @@ def describe() -> str:
         return "off: this user has no home folder; NORMKIT_CACHE_DIR=... names a place"
     try:
         _trusted(place)
-        sizes = [entry.stat().st_size for entry in os.scandir(place) if entry.name.endswith(".nkc")]
+        sizes = [status.st_size for path, status in _files(place) if path.endswith(".nkc")]
     except FileNotFoundError:
         return f"{place}, empty"
     except (UntrustedError, OSError) as error:
