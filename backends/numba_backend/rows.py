@@ -11,33 +11,13 @@ from numpy.typing import NDArray
 from normkit import pool
 from normkit.problem import Operands, Problem, Rows
 
-from . import kernels, limits, strided, threads
-from .compiling import MAX_NDIM, kernel, parameter_dtype
+from . import kernels, limits, strided
+from .compiling import MAX_NDIM, parameter_dtype
 from .guard import recognizer
+from .launches import launcher, tell_limits
 from .sets import converted
 
 UNUSED = np.zeros((1,) * MAX_NDIM)
-
-
-def launcher(problem: Problem, rows: int, masked: bool) -> Callable[..., None]:
-    """What runs a kernel on (x, out, mask, weight, bias, mean, var, shape, eps) of so many rows: on one thread, or on all."""
-    dtype, name = problem.dtype, "masked_rows" if masked else "rows"
-    serial, parallel, split = f"{name}_serial", f"{name}_parallel", f"{name}_split"
-    if 2 * rows * problem.count * dtype.itemsize < limits.PARALLEL_BYTES:
-        return kernel(serial, dtype)
-    splits = limits.splitting(problem)
-
-    def run(*args: Any) -> None:
-        with threads.sharing as chunks:
-            if chunks == 1:
-                kernel(serial, dtype)(*args)
-            elif not splits(rows, chunks):
-                threads.launch(kernel(parallel, dtype), chunks, 1, *args)
-            else:
-                scratch = np.empty((-(-problem.count // kernels.BLOCK), 5))
-                threads.launch(kernel(split, dtype), chunks, rows + 1, *args, scratch)
-
-    return run
 
 
 class RowsCall:
@@ -101,9 +81,7 @@ class RowsCall:
         )  # fmt: skip
         shape[kernels.GIVEN] = mean.size if self.problem.statistics == "given" else 0
         shape[kernels.WANTED] = operands.mean is not None
-        shape[kernels.GROUP] = group = limits.rows_at_once(self.problem, self.runs, self.inner)
-        shape[kernels.STREAMED] = limits.streamed_share(self.nbytes, self.n, group, self.problem.dtype.itemsize)
-        shape[kernels.AHEAD] = limits.fetched_ahead(self.nbytes, self.n, self.n, group, self.problem.dtype.itemsize)
+        tell_limits(shape, self.problem, self.n, limits.rows_at_once(self.problem, self.runs, self.inner))
         shape[kernels.X_ROWS + 2] = shape[kernels.OUT_ROWS + 2] = self.n
         return shape
 

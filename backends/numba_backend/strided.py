@@ -16,8 +16,8 @@ from normkit.problem import Operands, Problem, kind, of_kind
 from . import columns, kernels, layouts, limits, tiles
 from .compiling import MAX_NDIM
 from .guard import repeating
+from .launches import launcher, tell_limits
 from .layouts import ColumnsPlan, RowsPlan, flat
-from .rows import launcher
 from .sets import UNUSED, Sets, rows_shape
 
 MASK_BYTES = 1 << 20  # no more of a mask is copied at once
@@ -159,11 +159,8 @@ def _shape(problem: Problem, plan: RowsPlan, sets: Sets, weights: int, operands:
     """What the kernels are told."""
     shape = rows_shape(sets, sets.number, operands)
     shape[kernels.PERIOD] = 1 if sets.apart else weights
-    nbytes, itemsize = sets.number * problem.count * problem.dtype.itemsize, problem.dtype.itemsize
     runs, inner = shape[[kernels.RUNS, kernels.INNER]].tolist()
-    shape[kernels.GROUP] = group = 0 if operands.mask is not None else limits.rows_at_once(problem, runs, inner)
-    shape[kernels.STREAMED] = limits.streamed_share(nbytes, problem.count, group, itemsize)
-    shape[kernels.AHEAD] = limits.fetched_ahead(nbytes, problem.count, plan.x[2], group, itemsize)
+    tell_limits(shape, problem, plan.x[2], 0 if operands.mask is not None else limits.rows_at_once(problem, runs, inner))
     for at, quad in ((kernels.X_ROWS, plan.x), (kernels.OUT_ROWS, plan.out), (kernels.M_ROWS, plan.mask)):
         shape[at : at + 4] = quad
     shape[kernels.M_STEP] = plan.mask_step
