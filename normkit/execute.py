@@ -21,6 +21,8 @@ from normkit.policy import FallbackPolicy
 from normkit.problem import Array, Backend, Operands, Problem, kind, of_kind
 from normkit.validation import Call, Running
 
+Prepared = Callable[[Operands], None]
+
 
 def execute(call: Call, return_stats: bool, backend: str | None, policy: FallbackPolicy | None, arguments: Any = None) -> Any:
     """Run a validated call. Returns y, or (y, mean, rstd) if `return_stats`. With `arguments`, keeps the run for its like."""
@@ -74,43 +76,39 @@ def _keep(
     arguments: Any, engine: Backend, problem: Problem, operands: Operands, out: Array | None, policy: FallbackPolicy,
     name: str | None,
 ) -> None:  # fmt: skip
-    """Keep a plan for calls like this one, if nothing is to be said each time: the backend's own, or what it has prepared."""
+    """Keep a plan for calls like this one, if nothing is to be said each time: the backend's own, or the run itself."""
     if policy.on_fallback == "warn" and loud(choose(problem, policy, name)):
         return
     plan = getattr(engine, "replay", lambda *_: None)(problem, operands, out) if operands.mean is None else None
     if plan is None and problem.family == "numpy" and not problem.masked:
-        plan = _prepared(engine, problem, operands, out)
+        plan = _again(engine, problem, operands, out)
     if plan is not None:
         keep(arguments, operands.x.shape, plan)
 
 
-def _prepared(engine: Backend, problem: Problem, like: Operands, out: Array | None) -> Plan:
-    """A plan of what the backend has prepared, for NumPy arrays of the kinds of these."""
-    run, stats = engine.prepare(problem), like.mean is not None
+def _again(engine: Backend, problem: Problem, like: Operands, out: Array | None) -> Plan:
+    """A plan that runs the problem again, on NumPy arrays of the kinds of these."""
+    prepared, wants_stats = engine.prepare(problem), like.mean is not None
     kinds = [kind(a) for a in (like.x, like.weight, like.bias, out)]
 
     def plan(x: Array, weight: Array, bias: Array, out: Array) -> Any:
-        if not all(map(of_kind, (x, weight, bias, out), kinds)):
+        if not all(map(of_kind, (x, weight, bias, out), kinds)) or not (out is None or out.flags.writeable):
             return None
-        operands = Operands(x, weight, bias, engine.empty_like(x) if out is None else out)
-        if out is not None and (not out.flags.writeable or _overlaps(out, operands)):
-            return None
-        if stats:
-            operands.mean, operands.var = (engine.empty_stats(problem.stats_shape) for _ in range(2))
-        run(operands)
-        return (operands.out, *_mean_and_rstd(problem, operands)) if stats else operands.out
+        operands = Operands(x, weight, bias, out)
+        y = _run(engine, problem, operands, wants_stats, prepared)
+        return (y, *_mean_and_rstd(problem, operands)) if wants_stats else y
 
     return plan
 
 
-def _run(engine: Backend, problem: Problem, operands: Operands, wants_stats: bool) -> Array:
+def _run(engine: Backend, problem: Problem, operands: Operands, wants_stats: bool, prepared: Prepared | None = None) -> Array:
     """Run on `operands.out`, on a new array, or by way of a temporary if out overlaps an operand other than as itself."""
     out = operands.out
     if out is None or _overlaps(out, operands):
         operands.out = engine.empty_like(operands.x)
     if wants_stats and problem.statistics == "input":
         operands.mean, operands.var = (engine.empty_stats(problem.stats_shape) for _ in range(2))
-    engine.prepare(problem)(operands)
+    (prepared or engine.prepare(problem))(operands)
     if out is None:
         return operands.out
     if operands.out is not out:

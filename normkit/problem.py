@@ -157,7 +157,7 @@ class Backend(Protocol):
     # output where out is None, and returns it. It returns None for any other arrays, and where out may not be written as it
     # is. Of a run with a mask it is a function of that as well, and returns None where the mask leaves nothing of some set.
     # `replay` returns None if there is no plan for such a run. Small calls gain by it. It is not asked about runs that want
-    # statistics; those of NumPy arrays, and such as it has no plan for, are repeated by what `prepare` has returned. And
+    # statistics; those of NumPy arrays, and such as it has no plan for, are repeated without the validation. And
     # `describe_layout(problem)`: how it takes x where that is not in C order, what it copies, and why, for `explain`; None
     # if there is nothing to say.
 

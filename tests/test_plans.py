@@ -400,10 +400,8 @@ LYING = {
 @pytest.mark.parametrize("backend", ["numba", "numpy"])
 @pytest.mark.parametrize("return_stats", [False, True])
 @pytest.mark.parametrize("lying", LYING.values(), ids=LYING)
-def test_what_a_backend_has_prepared_is_a_plan_too(lying, return_stats, backend, monkeypatch):
+def test_a_run_is_a_plan_too(lying, return_stats, backend, monkeypatch):
     """Where it has none of its own: other layouts, and calls that want the statistics."""
-    if backend == "numba":
-        pytest.importorskip("numba")
     rng = np.random.default_rng(0)
     weight, bias = rng.standard_normal((2, 12)).astype(np.float32)
     several = rng.standard_normal((2, 5, 7, 12)).astype(np.float32)
