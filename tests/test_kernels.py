@@ -149,6 +149,40 @@ def test_rows_streamed_to_wherever_out_lies(place, shape, dtype, monkeypatch):
     assert (memory[32 + x.size :] == 7).all()
 
 
+@pytest.mark.parametrize("place", [0, 16, 48, 2056])
+@pytest.mark.parametrize("shape", [(3, 40, 256), (5, 1, 32), (2, 37, 600), (3, 300, 3), (2, 273, 8), (2, 5000, 64)])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_columns_streamed_to_wherever_out_lies(place, shape, dtype, monkeypatch):
+    """The line that two rows share is written once, with both, and tiles side by side begin with a line of out."""
+    outer, length, lanes = shape
+    rng = np.random.default_rng(0)
+    x, memory = placed(shape, 2048, dtype), placed((outer * length * lanes + 64,), place, dtype)
+    x[...] = rng.standard_normal(shape) * rng.uniform(0.1, 10, (outer, 1, lanes)) + rng.uniform(-9, 9, (outer, 1, lanes))
+    x[-1, :, -1] = 1e9 if dtype == np.float64 else 6e4  # normalized in float64 where it can be
+    x[-1, 0, -1] -= 64
+    out = memory[32 : 32 + x.size].reshape(shape)
+    of_lane = np.linspace(1, 2, lanes, dtype=dtype), np.linspace(-3, 3, lanes, dtype=dtype)
+    of_row = np.linspace(1, 2, length, dtype=dtype), np.linspace(-3, 3, length, dtype=dtype)
+
+    def by_lane(x, out=None):
+        how = {"channel_axis": -1, "out": out, "backend": "numba", "policy": nk.FallbackPolicy.onnx()}
+        return nk.instance_norm(x, weight=of_lane[0], bias=of_lane[1], **how)
+
+    def by_row(x, out=None):
+        return nk.layer_norm(x, None, *of_row, axis=1, out=out, backend="numba")
+
+    right = {normalized: normalized(x).tobytes() for normalized in (by_lane, by_row)}
+    monkeypatch.setattr(limits, "STREAM_BYTES", 0)
+    monkeypatch.setattr(limits, "PARALLEL_BYTES", 0)
+    for normalized, expected in right.items():
+        memory[...] = 7
+        assert normalized(x, out).tobytes() == expected
+        out[...] = x
+        assert normalized(out, out).tobytes() == expected
+        assert (memory[:32] == 7).all()
+        assert (memory[32 + x.size :] == 7).all()
+
+
 @pytest.mark.parametrize("shape", [(2000, 768), (300, 5001), (90, 17_000)])
 def test_an_output_a_little_larger_than_the_last_cache_is_streamed_in_part(shape, monkeypatch):
     """It is kept and streamed by turns, wherever a row ends; the bits are the same."""

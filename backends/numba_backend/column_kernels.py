@@ -9,6 +9,7 @@ from numba import njit, prange
 
 from .column_moments import (
     B_COUNT,
+    BACK,
     CENTER,
     COUNT,
     FIELD,
@@ -16,6 +17,7 @@ from .column_moments import (
     FLAT,
     GIVEN,
     HEAD,
+    JOINED,
     LANES,
     LENGTH,
     M_OUTER,
@@ -28,9 +30,9 @@ from .column_moments import (
     OUT_OUTER,
     OUTER,
     PER_K,
+    PITCH,
     REST,
     SCALE,
-    SPAN,
     STREAMED,
     TILE,
     W_LANE,
@@ -81,11 +83,11 @@ def make_factors(x: Any, weight: Any, bias: Any, at: int, shape: Any, eps: float
         put(work, w + REST * field + j, rest)
         put(work, w + OFFSET * field + j, offset)
         mixed = mixed or not single
-    times = max(shape[FLAT], 1)
+    many = width * max(shape[FLAT], 1) + shape[JOINED] * WIDTH
     for i in range(CENTER, FIELDS):
-        repeat(work, w + i * field, width, times)
+        repeat(work, w + i * field, width, many)
     for i in range(4):
-        for j in range(0, width * times, WIDTH):
+        for j in range(0, many, WIDTH):
             store(factors, f + i * field + j, load(work, w + (CENTER + i) * field + j, np.float64))
     return mixed and not is_double(x)
 
@@ -141,7 +143,10 @@ def apply_row(
     x: Any, xi: int, out: Any, oi: int, head: int, skip: int, width: int, a: float, b: float, shape: Any, array: Any, at: int,
     work: Any, w: int, mixed: bool, ahead: Any, compute: Any,
 ) -> None:  # fmt: skip
-    """Normalize a row of a tile less what lies between head and skip, with factors in `array`, or in float64 where needed."""
+    """Normalize a row of a tile less what lies between head and skip, with factors in `array`, or in float64 where needed.
+
+    If `head` is 0, it begins at `skip`.
+    """
     field, per_k, streamed = shape[FIELD], shape[PER_K] != 0, shape[STREAMED]
     j = skip if head == 0 else 0
     while j < width:
@@ -183,25 +188,35 @@ def apply_rows(
 
 @inline
 def apply_with(
-    x: Any, xi: int, out: Any, oi: int, start: int, stop: int, width: int, weight: Any, bias: Any, shape: Any, array: Any,
-    at: int, work: Any, w: int, mixed: bool, ahead: Any, compute: Any,
+    x: Any, xi: int, out: Any, oi: int, start: int, stop: int, first: int, last: int, width: int, head: int, weight: Any,
+    bias: Any, shape: Any, array: Any, at: int, work: Any, w: int, mixed: bool, ahead: Any, compute: Any,
 ) -> None:  # fmt: skip
-    """Normalize elements start .. stop of each column of a tile, with factors in `array`."""
-    step, k, per_k = max(shape[FLAT], 1), start, shape[PER_K] != 0
-    head = min(shape[HEAD], width * step)
+    """Normalize elements start .. stop of each column of a tile, of first .. last of this call, with factors in `array`.
+
+    What of a row lies before `head` shares a line of out with the end of the row before. If the rows are joined, both are
+    written at once, with that row: the line is whole, and is not read for the sake of its other half.
+    """
+    step, k, per_k, joined = max(shape[FLAT], 1), start, shape[PER_K] != 0, shape[JOINED]
+    lead = 0 if joined and start > first else head  # what the row before has not written
+    fours = min(stop, last - joined) if shape[FLAT] == 0 and not mixed else start  # rows that lie end to end: one by one
     while k < stop:
         rows, skip = 1, head
-        if shape[FLAT] == 0 and k + 4 <= stop and not mixed:  # rows that lie end to end are quicker one by one
-            rows, skip = 4, head + (width - head) // WIDTH * WIDTH
+        if k + 4 <= fours:
+            rows, skip = 4, head + (width - (0 if joined else head)) // WIDTH * WIDTH
             xs, outs = four_places(xi, k, shape, X_LENGTH), four_places(oi, k, shape, OUT_LENGTH)
             a, b = four(weight, k, 1.0, per_k), four(bias, k, 0.0, per_k)
             apply_rows(x, xs, out, outs, head, skip, a, b, shape, array, at, work, w, ahead, compute)
-        for i in range(k, k + rows * step, step):
-            n = width * min(step, stop - i)
-            if rows == 1 or head > 0 or skip < n:
+        if rows == 1 or lead > 0 or skip < width:
+            for i in range(k, k + rows * step, step):
+                n = width * min(step, stop - i)
+                if joined and i + step > last:
+                    lead = head
+                end = n + head if joined and i + 2 * step <= last else n
                 x1, out1 = xi + place(i, shape, X_LENGTH), oi + place(i, shape, OUT_LENGTH)
                 a1, b1 = (element(weight, i), element(bias, i)) if per_k else (1.0, 0.0)
-                apply_row(x, x1, out, out1, min(head, n), skip, n, a1, b1, shape, array, at, work, w, mixed, ahead, compute)
+                apply_row(x, x1, out, out1, min(lead, n), skip, end, a1, b1, shape, array, at, work, w, mixed, ahead, compute)
+                if joined:
+                    lead = 0
         k += rows * step
 
 
@@ -224,15 +239,15 @@ def four(parameter: Any, k: int, default: float, per_k: bool) -> Any:
 
 @inline
 def apply(
-    x: Any, xi: int, out: Any, oi: int, start: int, stop: int, width: int, weight: Any, bias: Any, shape: Any, work: Any,
-    w: int, factors: Any, c: int, mixed: bool, following: int,
+    x: Any, xi: int, out: Any, oi: int, start: int, stop: int, width: int, head: int, weight: Any, bias: Any, shape: Any,
+    work: Any, w: int, factors: Any, c: int, mixed: bool, following: int,
 ) -> None:  # fmt: skip
     """Normalize elements start .. stop of each column of a tile, in float32 or float64 as they need it.
 
-    A span after the other, backwards: what was read last is still in cache. Meanwhile memory would only be written: the first
-    rows of the tile that is next, which begins at `following`, are fetched. There is none of -1.
+    A part that the L2 holds after the other, backwards: what was read last is still in cache. Meanwhile memory would only be
+    written: the first rows of the tile that is next, which begins at `following`, are fetched. There is none of -1.
     """
-    field, span = shape[FIELD], shape[SPAN]
+    field, span = shape[FIELD], shape[BACK]
     for k in range((stop - 1) // span * span, start - 1, -span):
         end = min(stop, k + span)
         here = xi + place(k, shape, X_LENGTH)
@@ -242,26 +257,31 @@ def apply(
         ahead = own, then
         if is_double(x):
             apply_with(
-                x, xi, out, oi, k, end, width, weight, bias, shape, work, w + CENTER * field, work, w, False, ahead, np.float64
-            )
+                x, xi, out, oi, k, end, start, stop, width, head, weight, bias, shape, work, w + CENTER * field, work, w, False,
+                ahead, np.float64,
+            )  # fmt: skip
         else:
             apply_with(
-                x, xi, out, oi, k, end, width, weight, bias, shape, factors, c * 4 * field, work, w, mixed, ahead, np.float32
-            )
+                x, xi, out, oi, k, end, start, stop, width, head, weight, bias, shape, factors, c * 4 * field, work, w, mixed,
+                ahead, np.float32,
+            )  # fmt: skip
 
 
 @inline
-def tiles_in(shape: Any) -> int:
-    """The number of tiles."""
-    return shape[OUTER] * ((shape[LANES] + shape[TILE] - 1) // shape[TILE])
+def tiles_across(shape: Any) -> int:
+    """The number of tiles side by side. The first is wider by what precedes a line of out, so that others begin with one."""
+    return max((shape[LANES] - shape[HEAD] + shape[TILE] - 1) // shape[TILE], 1)
 
 
 @inline
 def tile_of(t: int, shape: Any) -> Any:
-    """(outer, first column, columns) of tile t."""
-    tiles = (shape[LANES] + shape[TILE] - 1) // shape[TILE]
-    first = t % tiles * shape[TILE]
-    return t // tiles, first, min(shape[TILE], shape[LANES] - first)
+    """(outer, first column, columns, those that precede a line of out) of tile t."""
+    tiles = tiles_across(shape)
+    i, first, head = t % tiles, 0, min(shape[HEAD], shape[LANES] * max(shape[FLAT], 1))
+    if i > 0:
+        first, head = i * shape[TILE] + shape[HEAD], 0
+    end = (i + 1) * shape[TILE] + shape[HEAD]
+    return t // tiles, first, (end if i + 1 < tiles else shape[LANES]) - first, head
 
 
 @inline
@@ -271,8 +291,9 @@ def columns(
 ) -> None:  # fmt: skip
     """Moments and apply of tiles start .. stop."""
     field, w, length = shape[FIELD], c * FIELDS * shape[FIELD], shape[LENGTH]
+    tiles = shape[OUTER] * tiles_across(shape)
     for t in range(start, stop):
-        o, first, width = tile_of(t, shape)
+        o, first, width, head = tile_of(t, shape)
         xi, oi = place(o, shape, X_OUTER) + first, place(o, shape, OUT_OUTER) + first
         mi, at = place(o, shape, M_OUTER) + first * shape[M_STEP], o * shape[LANES] + first
         if shape[GIVEN]:
@@ -287,10 +308,10 @@ def columns(
         wi = o * shape[W_OUTER] + first * shape[W_LANE]
         mixed = make_factors(x, weight, bias, wi, shape, eps, work, w, factors, c, width)
         following = -1
-        if t + 1 < tiles_in(shape):
-            o, first, _ = tile_of(t + 1, shape)
+        if t + 1 < tiles:
+            o, first, _, _ = tile_of(t + 1, shape)
             following = place(o, shape, X_OUTER) + first
-        apply(x, xi, out, oi, 0, length, width, weight, bias, shape, work, w, factors, c, mixed, following)
+        apply(x, xi, out, oi, 0, length, width, head, weight, bias, shape, work, w, factors, c, mixed, following)
 
 
 @njit(nogil=True, error_model="numpy", _nrt=False)
@@ -299,7 +320,8 @@ def columns_serial(
     places: Any, yes: Any,
 ) -> None:  # fmt: skip
     """All tiles on this thread."""
-    columns(x, out, mask, weight, bias, mean, var, shape, eps, work, factors, places, yes, 0, 0, tiles_in(shape))
+    tiles = shape[OUTER] * tiles_across(shape)
+    columns(x, out, mask, weight, bias, mean, var, shape, eps, work, factors, places, yes, 0, 0, tiles)
     fence()
 
 
@@ -310,7 +332,7 @@ def columns_parallel(
 ) -> None:  # fmt: skip
     """A share of the tiles on each thread."""
     setting = use_threads(chunks)
-    tiles = tiles_in(shape)
+    tiles = shape[OUTER] * tiles_across(shape)
     for i in prange(chunks):
         c = np.intp(i)
         start, stop = next_piece(tiles, taken, 0, c, chunks)
@@ -321,64 +343,94 @@ def columns_parallel(
     use_threads(setting)
 
 
+@inline
+def note_block(
+    x: Any, mask: Any, shape: Any, b: int, tile: int, row: int, scratch: Any, work: Any, w: int, places: Any, c: int, yes: Any
+) -> None:  # fmt: skip
+    """Write the moments of block b of a tile into a row of `scratch`."""
+    o, first, width, _ = tile_of(tile, shape)
+    xi, mi = place(o, shape, X_OUTER) + first, place(o, shape, M_OUTER) + first * shape[M_STEP]
+    k = b * BLOCK
+    block_moments(x, xi, mask, mi, shape, k, min(BLOCK, shape[LENGTH] - k), width, work, w, places, c, yes)
+    for f in range(5):
+        for j in range(width):
+            one_by_one()
+            scratch[row, f * shape[PITCH] + j] = element(work, w + (B_COUNT + f) * shape[FIELD] + j)
+
+
+@inline
+def merge_blocks(
+    mean: Any, var: Any, shape: Any, tile: int, row: int, tiles: int, blocks: int, scratch: Any, work: Any
+) -> None:  # fmt: skip
+    """Merge what `note_block` wrote of a tile, every so many rows from `row` on, into the row behind all of them."""
+    o, first, width, _ = tile_of(tile, shape)
+    field, pitch = shape[FIELD], shape[PITCH]
+    start_moments(work, 0, field, width)
+    for b in range(blocks):
+        absorb(scratch, (row + b * tiles) * 5 * pitch, pitch, work, 0, field, width)
+    if shape[WANTED]:
+        tell_moments(mean, var, o * shape[LANES] + first, work, 0, field, width)
+    for f in range(4):
+        for j in range(width):
+            one_by_one()
+            scratch[row + blocks * tiles, f * pitch + j] = element(work, (COUNT + f) * field + j)
+
+
+@inline
+def apply_block(
+    x: Any, out: Any, weight: Any, bias: Any, shape: Any, eps: float, b: int, tile: int, row: int, scratch: Any, work: Any,
+    w: int, factors: Any, c: int,
+) -> None:  # fmt: skip
+    """Normalize block b of a tile, whose moments are in a row of `scratch`."""
+    o, first, width, head = tile_of(tile, shape)
+    for f in range(4):
+        for j in range(width):
+            one_by_one()
+            put(work, w + (COUNT + f) * shape[FIELD] + j, scratch[row, f * shape[PITCH] + j])
+    wi = o * shape[W_OUTER] + first * shape[W_LANE]
+    mixed = make_factors(x, weight, bias, wi, shape, eps, work, w, factors, c, width)
+    xi, oi = place(o, shape, X_OUTER) + first, place(o, shape, OUT_OUTER) + first
+    k = b * BLOCK
+    stop = min(shape[LENGTH], k + BLOCK)
+    apply(x, xi, out, oi, k, stop, width, head, weight, bias, shape, work, w, factors, c, mixed, -1)
+
+
 @njit(nogil=True, parallel=True, error_model="numpy", _nrt=False)
 def columns_split(
     x: Any, out: Any, mask: Any, weight: Any, bias: Any, mean: Any, var: Any, shape: Any, eps: float, work: Any, factors: Any,
     places: Any, yes: Any, scratch: Any, chunks: int, taken: Any,
 ) -> None:  # fmt: skip
-    """Few tiles: a share of the blocks of all tiles on each thread, for the moments, then for the apply.
+    """Few tiles: a share of the blocks of some tiles on each thread, for the moments, then for the apply; then other tiles.
 
-    `scratch` is (blocks of all tiles, 5 * TILE): the moments of each block; then, with the first one, those of the columns.
+    `scratch` is (blocks of those tiles + tiles, 5 * PITCH): the moments of each block, and of the columns of each tile.
     """
     setting = use_threads(chunks)
-    field, tile, length = shape[FIELD], shape[TILE], shape[LENGTH]
-    tiles = tiles_in(shape)
-    blocks = (length + BLOCK - 1) // BLOCK
-    for i in prange(chunks):
-        c = np.intp(i)
-        w = c * FIELDS * field
-        start, stop = next_piece(tiles * blocks, taken, 0, c, chunks)
-        while start < stop:
-            for t in range(start, stop):
-                o, first, width = tile_of(t % tiles, shape)
-                xi, mi = place(o, shape, X_OUTER) + first, place(o, shape, M_OUTER) + first * shape[M_STEP]
-                k = t // tiles * BLOCK
-                block_moments(x, xi, mask, mi, shape, k, min(BLOCK, length - k), width, work, w, places, c, yes)
-                for f in range(5):
-                    for j in range(width):
-                        one_by_one()
-                        scratch[t, f * tile + j] = element(work, w + (B_COUNT + f) * field + j)
-            start, stop = next_piece(tiles * blocks, taken, 0, c, chunks)
-    for t in range(tiles):
-        o, first, width = tile_of(t, shape)
-        start_moments(work, 0, field, width)
-        for b in range(blocks):
-            absorb(scratch, (b * tiles + t) * 5 * tile, tile, work, 0, field, width)
-        if shape[WANTED]:
-            tell_moments(mean, var, o * shape[LANES] + first, work, 0, field, width)
-        for f in range(4):
-            for j in range(width):
-                one_by_one()
-                scratch[t, f * tile + j] = element(work, (COUNT + f) * field + j)
-    for i in prange(chunks):
-        c = np.intp(i)
-        w = c * FIELDS * field
-        start, stop = next_piece(tiles * blocks, taken, 1, chunks - 1 - c, chunks)
-        while start < stop:
-            for back in range(start, stop):
-                t = tiles * blocks - 1 - back  # the last blocks of its share: what was read last is still in cache
-                o, first, width = tile_of(t % tiles, shape)
-                for f in range(4):
-                    for j in range(width):
-                        one_by_one()
-                        put(work, w + (COUNT + f) * field + j, scratch[t % tiles, f * tile + j])
-                wi = o * shape[W_OUTER] + first * shape[W_LANE]
-                mixed = make_factors(x, weight, bias, wi, shape, eps, work, w, factors, c, width)
-                xi, oi = place(o, shape, X_OUTER) + first, place(o, shape, OUT_OUTER) + first
-                k = t // tiles * BLOCK
-                apply(x, xi, out, oi, k, min(length, k + BLOCK), width, weight, bias, shape, work, w, factors, c, mixed, -1)
-            start, stop = next_piece(tiles * blocks, taken, 1, chunks - 1 - c, chunks)
-        fence()
+    field, all_tiles = shape[FIELD], shape[OUTER] * tiles_across(shape)
+    blocks = (shape[LENGTH] + BLOCK - 1) // BLOCK
+    tiles = len(scratch) // (blocks + 1)
+    before = now = 0  # tiles
+    for first in range(0, all_tiles + tiles, tiles):
+        before, now = now, max(min(all_tiles - first, tiles), 0)
+        rows, done = before * blocks, first - tiles
+        for t in range(before):
+            merge_blocks(mean, var, shape, done + t, t, before, blocks, scratch, work)
+        sweep = first // tiles * 2
+        for i in prange(chunks):
+            c = np.intp(i)
+            w = c * FIELDS * field
+            start, stop = next_piece(rows, taken, sweep, chunks - 1 - c, chunks)
+            while start < stop:
+                for back in range(start, stop):
+                    b, t = divmod(rows - 1 - back, before)  # the last blocks of its share: they are still in cache
+                    apply_block(x, out, weight, bias, shape, eps, b, done + t, rows + t, scratch, work, w, factors, c)
+                start, stop = next_piece(rows, taken, sweep, chunks - 1 - c, chunks)
+            start, stop = next_piece(now * blocks, taken, sweep + 1, c, chunks)
+            while start < stop:
+                for row in range(start, stop):
+                    b, t = divmod(row, now)
+                    note_block(x, mask, shape, b, first + t, row, scratch, work, w, places, c, yes)
+                start, stop = next_piece(now * blocks, taken, sweep + 1, c, chunks)
+            fence()
     use_threads(setting)
 
 

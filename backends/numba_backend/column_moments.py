@@ -34,9 +34,9 @@ MAX_FLAT = 64  # columns, of rows that are taken 16 as one
 
 # What stands where in `shape`
 OUTER, LENGTH, LANES, TILE, FLAT, SPAN, FIELD, GIVEN, WANTED, STREAMED, PER_K, W_OUTER, W_LANE, M_STEP, M_FLAT, SUMS = range(16)
-HEAD, NEXT = 16, 17
-X_OUTER, X_LENGTH, OUT_OUTER, OUT_LENGTH, M_OUTER, M_LENGTH = range(18, 42, 4)  # each as `place` takes it
-SHAPE = 42
+HEAD, NEXT, BACK, JOINED, PITCH, ONCE = range(16, 22)
+X_OUTER, X_LENGTH, OUT_OUTER, OUT_LENGTH, M_OUTER, M_LENGTH = range(22, 46, 4)  # each as `place` takes it
+SHAPE = 46
 
 # Fields of `work`, each of shape[FIELD] numbers: sums of each phase, and what they are shifted by
 S, Q, N, SHIFT = range(4)
@@ -146,9 +146,9 @@ def spread(mask: Any, mi: int, m_step: int, places: Any, c: int, n: int, width: 
 
 
 @inline
-def repeat(array: Any, at: int, n: int, times: int) -> None:
-    """Copy the n numbers at `at` behind themselves, so that they stand there so many times."""
-    for i in range(at + n, at + n * times):
+def repeat(array: Any, at: int, n: int, many: int) -> None:
+    """Copy the n numbers at `at` behind themselves, until there are so many."""
+    for i in range(at + n, at + many):
         one_by_one()
         put(array, i, element(array, i - n))
 
@@ -159,7 +159,7 @@ def block_moments(
     yes: Any,
 ) -> None:  # fmt: skip
     """The moments of n <= BLOCK elements of each column from k on, as `moments.block_moments` takes them of a row."""
-    field, pitch, flat = shape[FIELD], shape[TILE], shape[FLAT]
+    field, pitch, flat = shape[FIELD], shape[PITCH], shape[FLAT]
     yes_at = c * MAX_SPAN * MAX_FLAT
     spreads = flat != 0 and shape[M_FLAT] == 0  # the mask does not lie as x: it is written down so, a span at a time
     where, where_at, m_step = (yes, yes_at, 1) if spreads else (mask, mi, shape[M_STEP])
@@ -170,7 +170,7 @@ def block_moments(
     for sweep in range(2):
         for j in range(0, width, WIDTH):
             store(work, w + B_SHIFT * field + j, load(work, shift + j, np.float64))
-        repeat(work, shift, width, WIDTH if flat else 1)
+        repeat(work, shift, width, width * (WIDTH if flat else 1))
         for f in range(shape[SUMS]):
             for j in range(0, phases * pitch, WIDTH):
                 store(work, w + f * field + j, splat(0.0, np.float64))
@@ -185,14 +185,17 @@ def block_moments(
                         one_by_one()
                         places[c, 1, i] = i * width
             ahead = place(k + at + rows, shape, X_LENGTH) - places[c, 0, 0]  # what is summed next is fetched meanwhile
-            for p in range(2 if flat else min(rows, WIDTH)):
-                if flat:  # all that fill 16 rows, then the rest
-                    rest = rows % WIDTH
-                    start, some, many, sums = p * (rows - rest), width * (rest if p else WIDTH), 1 if p else rows // WIDTH, w
-                else:
-                    start, some, many, sums = p, width, (rows - p + WIDTH - 1) // WIDTH, w + p * pitch
-                shifted = is_double(x) or sweep > 0
-                add_up(x, xi, where, where_at, m_step, places, c, start, many, some, work, sums, shift, shifted, field, ahead)
+            shifted = is_double(x) or sweep > 0
+            for start in range(0, rows, shape[ONCE]):
+                once = min(shape[ONCE], rows - start)
+                for p in range(2 if flat else min(once, WIDTH)):
+                    if flat:  # all that fill 16 rows, then the rest
+                        rest = once % WIDTH
+                        i, some, many, sums = p * (once - rest), width * (rest if p else WIDTH), 1 if p else once // WIDTH, w
+                    else:
+                        i, some, many, sums = p, width, (once - p + WIDTH - 1) // WIDTH, w + p * pitch
+                    i += start
+                    add_up(x, xi, where, where_at, m_step, places, c, i, many, some, work, sums, shift, shifted, field, ahead)
         for f in range(shape[SUMS]):
             fold(work, w + f * field, pitch, phases)
         again = False

@@ -15,7 +15,8 @@ from . import layouts, limits, threads
 from .compiling import MAX_NDIM, kernel
 from .guard import repeating
 from .kernels import BLOCK
-from .layouts import ColumnsPlan, Quad, flat
+from .layouts import ColumnsPlan, Quad
+from .objects import flat
 from .sets import UNUSED, Sets
 from .simd import WIDTH
 
@@ -68,21 +69,18 @@ def _launch(
     mask: NDArray[Any] | None, weight: NDArray[Any], bias: NDArray[Any], mean: NDArray[Any], var: NDArray[Any],
 ) -> None:  # fmt: skip
     """Choose a kernel, and run it. `shape` is as `_shape` makes it; where out begins is added to it here."""
-    nbytes, field, dtype = x.size * x.itemsize, int(shape[cm.FIELD]), problem.dtype
+    nbytes, dtype = x.size * x.itemsize, problem.dtype
     x, out, flags = flat(x), flat(out), None if mask is None else flat(mask)
     if nbytes >= limits.STREAM_BYTES and (line := _in_line(plan, out, bool(shape[cm.FLAT]))):
-        shape = shape.copy()
-        shape[cm.STREAMED], shape[cm.HEAD] = 1, -out.ctypes.data % line // x.itemsize
+        shape = _streamed(plan, shape, -out.ctypes.data % line // x.itemsize)
     prefix = "" if mask is None else "masked_"
-    tiles = plan.outer * -(-plan.lanes // int(shape[cm.TILE]))
+    tiles, field = plan.outer * _across(plan, shape), int(shape[cm.FIELD])
     blocks = -(-plan.length // BLOCK)
     with threads.sharing as chunks:
         if 2 * nbytes < limits.PARALLEL_BYTES:
             chunks = 1
-        work, factors = (
-            _aligned_empty(chunks * cm.FIELDS * field, np.float64),
-            _aligned_empty(chunks * 4 * field, weight.dtype),
-        )
+        work = _aligned_empty(chunks * cm.FIELDS * field, np.float64)
+        factors = _aligned_empty(chunks * 4 * field, weight.dtype)
         places = np.empty((chunks, 2, cm.MAX_SPAN), np.intp)
         yes = None if mask is None else np.empty(chunks * cm.MAX_SPAN * cm.MAX_FLAT if shape[cm.FLAT] else 1, np.bool_)
         args = (x, out, flags, weight, bias, mean, var, shape, problem.eps, work, factors, places, yes)
@@ -91,8 +89,10 @@ def _launch(
         elif tiles >= chunks * 4 or blocks == 1 or shape[cm.GIVEN]:
             threads.launch(kernel(f"{prefix}columns_parallel", dtype), chunks, 1, *args)
         else:
-            scratch = np.empty((tiles * blocks, 5 * int(shape[cm.TILE])))
-            threads.launch(kernel(f"{prefix}columns_split", dtype), chunks, 2, *args, scratch)
+            some = min(max(limits.SPLIT_BYTES * plan.outer // nbytes, 1), plan.outer) * _across(plan, shape)
+            scratch = np.empty((some * (blocks + 1), 5 * int(shape[cm.PITCH])))
+            sweeps = 2 * (-(-tiles // some) + 1)
+            threads.launch(kernel(f"{prefix}columns_split", dtype), chunks, sweeps, *args, scratch)
 
 
 def _shape(plan: ColumnsPlan, sets: Sets, weights: int, operands: Operands, chunks: int) -> NDArray[np.int64]:
@@ -115,9 +115,11 @@ def _shape(plan: ColumnsPlan, sets: Sets, weights: int, operands: Operands, chun
         ):
             many *= 2
         shape[cm.FLAT] = many
-    shape[cm.SPAN] = min(cm.MAX_SPAN, AT_ONCE * max(WIDTH, int(shape[cm.FLAT])))
-    shape[cm.NEXT] = limits.NEXT_BYTES // (tile * size)
-    shape[cm.FIELD] = max(WIDTH, int(shape[cm.FLAT])) * tile + WIDTH
+    shape[cm.SPAN] = shape[cm.ONCE] = min(cm.MAX_SPAN, AT_ONCE * max(WIDTH, int(shape[cm.FLAT])))
+    shape[cm.NEXT], shape[cm.BACK] = limits.NEXT_BYTES // (tile * size), shape[cm.SPAN]
+    while 2 * shape[cm.BACK] <= min(shape[cm.NEXT], BLOCK):
+        shape[cm.BACK] *= 2
+    shape[cm.PITCH], shape[cm.FIELD] = tile, max(WIDTH, int(shape[cm.FLAT])) * tile + WIDTH
     shape[cm.GIVEN], shape[cm.WANTED], shape[cm.PER_K] = sets.given, operands.mean is not None, sets.apart
     shape[cm.W_OUTER], shape[cm.W_LANE] = (lanes, 1) if weights == sets.number else (0, 0)
     shape[cm.M_STEP], shape[cm.SUMS] = plan.mask_step, 2 if operands.mask is None else 3
@@ -130,6 +132,25 @@ def _shape(plan: ColumnsPlan, sets: Sets, weights: int, operands: Operands, chun
 def _ends_meet(rows: Quad, lanes: int) -> bool:
     """Whether every 16 rows lie end to end, as one."""
     return rows[2] == lanes and rows[0] % WIDTH == 0
+
+
+def _streamed(plan: ColumnsPlan, shape: NDArray[np.int64], head: int) -> NDArray[np.int64]:
+    """What the kernels are told of an output that goes past the caches, whose first line so many elements precede."""
+    shape = shape.copy()
+    shape[cm.STREAMED], shape[cm.HEAD] = 1, head
+    shape[cm.ONCE] //= 4 if shape[cm.FLAT] else 1
+    if head > 0 and _across(plan, shape) > 1:  # the first tile is wider
+        shape[cm.PITCH] += WIDTH
+        shape[cm.FIELD] += WIDTH * WIDTH
+    elif head > 0 and not shape[cm.PER_K]:
+        ends_meet = all(rows[0] == 0 and rows[2] == plan.lanes for rows in (plan.x[1], plan.out[1]))
+        shape[cm.JOINED] = ends_meet and plan.lanes * max(int(shape[cm.FLAT]), 1) % WIDTH == 0
+    return shape
+
+
+def _across(plan: ColumnsPlan, shape: NDArray[np.int64]) -> int:
+    """The number of tiles side by side, as `column_kernels.tiles_across` has it."""
+    return max(-(-(plan.lanes - int(shape[cm.HEAD])) // int(shape[cm.TILE])), 1)
 
 
 def _tile(plan: ColumnsPlan, size: int, chunks: int) -> int:

@@ -21,7 +21,7 @@ from normkit import forks
 from normkit.interrupts import undisturbed
 
 from . import cache, column_kernels, guard_kernels, row_kernels, tile_kernels
-from .objects import OBJECT, Memory, readable
+from .objects import OBJECT, Memory, by_address
 
 MAX_NDIM = 6
 
@@ -91,7 +91,7 @@ def parameter_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 def _array(dtype: Any, ndim: int = MAX_NDIM) -> Any:
     """The type of an array whose address is all that kernels use; whose extent they use too, if accesses are checked."""
-    return Memory(dtype) if readable() and not config.BOUNDSCHECK else types.Array(dtype, ndim, "C")
+    return Memory(dtype) if by_address() else types.Array(dtype, ndim, "C")
 
 
 def _signature(function: Any, dtype: np.dtype[Any], masked: bool) -> tuple[Any, ...]:

@@ -8,10 +8,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from math import prod
-from typing import Any, NamedTuple
-
-from numpy.lib.stride_tricks import as_strided
-from numpy.typing import NDArray
+from typing import NamedTuple
 
 from normkit.problem import Problem
 
@@ -161,15 +158,6 @@ def of(
         return None
     m = None if mask is None else memory(shape, mask, 1)
     return plan(shape, problem.axes, problem.op == "instance_norm", x, y, m)
-
-
-def flat(a: NDArray[Any]) -> NDArray[Any]:
-    """All memory from the lowest to the highest element, as one axis."""
-    if a.flags.c_contiguous:
-        return a.reshape(-1)
-    upwards = a[tuple(slice(None, None, -1) if s < 0 else slice(None) for s in a.strides)]
-    extent = 1 + sum((n - 1) * s for n, s in zip(upwards.shape, upwards.strides, strict=True) if n > 1) // a.itemsize
-    return as_strided(upwards, (extent,), (a.itemsize,))
 
 
 def order(strides: Strides) -> list[int]:

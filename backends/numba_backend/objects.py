@@ -18,6 +18,8 @@ from numba.core import config, types
 from numba.core.datamodel.models import OpaqueModel, PrimitiveModel
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import NativeValue, lower_builtin, register_model, unbox
+from numpy.lib.stride_tricks import as_strided
+from numpy.typing import NDArray
 
 # Where a Python object has its type, and an array what is its own (PyArrayObject_fields of NumPy's C API)
 TYPE, DATA, NDIM, SHAPE, STRIDES, DTYPE, FLAGS = 8, 16, 24, 32, 40, 56, 64
@@ -99,3 +101,23 @@ def readable() -> bool:
         and fields[DTYPE // 8] == id(a.dtype)
         and fields[FLAGS // 8] & 0xFFFFFFFF == a.flags.num
     )
+
+
+@lru_cache(maxsize=1)
+def by_address() -> bool:
+    """Whether kernels are given the address of an array alone: not if each access is checked, by where the array ends."""
+    return readable() and not config.BOUNDSCHECK
+
+
+def flat(a: NDArray[Any]) -> NDArray[Any]:
+    """An array as kernels take one with gaps: all memory from the lowest to the highest element, as one axis.
+
+    Or the array itself, if its address, that of the lowest element, is all that they are given.
+    """
+    if a.flags.c_contiguous:
+        return a.reshape(-1)
+    if by_address() and min(a.strides) >= 0:
+        return a
+    upwards = a[tuple(slice(None, None, -1) if s < 0 else slice(None) for s in a.strides)]
+    extent = 1 + sum((n - 1) * s for n, s in zip(upwards.shape, upwards.strides, strict=True) if n > 1) // a.itemsize
+    return as_strided(upwards, (extent,), (a.itemsize,))

@@ -17,7 +17,8 @@ from . import columns, kernels, layouts, limits, tiles
 from .compiling import MAX_NDIM
 from .guard import repeating
 from .launches import launcher, tell_limits
-from .layouts import ColumnsPlan, RowsPlan, flat
+from .layouts import ColumnsPlan, RowsPlan
+from .objects import flat
 from .sets import UNUSED, Sets, rows_shape
 
 MASK_BYTES = 1 << 20  # no more of a mask is copied at once
