@@ -142,6 +142,24 @@ def test_the_fastest_copy_copies():
             assert np.array_equal(target.view(np.uint8)[: x.nbytes], x.reshape(-1).view(np.uint8))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_layouts_have_a_copy_of_their_own(dtype):
+    """Rows with gaps, and images that are read before they are copied; of others there is none."""
+    from normkit.bench.contenders import UnsupportedCase
+
+    for spec in ("layer_norm/70x64/step=3", "layer_norm/5x6x32/step=2", "instance_norm/3x50x60x32/channel_axis=-1"):
+        case = Case.parse(f"{spec}/{dtype}")
+        inputs = make_inputs(case)
+        call = CONTENDERS["layout copy"].prepare(case, inputs)
+        source = call.own(inputs.x)
+        for _ in range(2):
+            assert np.array_equal(call.to_numpy(call.run(source)), inputs.x), spec
+    for spec in ("layer_norm/70x64", "layer_norm/70x3/step=2", "instance_norm/3x4x64/mask"):
+        case = Case.parse(spec)
+        with pytest.raises(UnsupportedCase):
+            CONTENDERS["layout copy"].prepare(case, make_inputs(case))
+
+
 @pytest.fixture(scope="module")
 def small_run(tmp_path_factory):
     """A run of the command, and the folder in which it left its files."""

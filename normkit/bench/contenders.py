@@ -16,6 +16,8 @@ import numpy as np
 
 from .cases import EPS, Case, Inputs, np_dtype
 
+PLAIN_COPY = "this layout is copied as any other"  # of which nobody needs to be told
+
 
 class UnsupportedCase(Exception):
     """The contender has no such op, dtype or layout."""
@@ -95,6 +97,19 @@ def _streaming_copy(case: Case, inputs: Inputs) -> Call:
 
     name, run = fastest_copy(inputs.x)
     return Call(run, aligned_copy, note=name)
+
+
+def _layout_copy(case: Case, inputs: Inputs) -> Call:
+    from .floors import LINE, aligned_copy, copy_of_rows, read_then_copy
+
+    x, last = inputs.x, case.affine_axis == len(case.shape) - 1
+    if x[0].nbytes % LINE == 0 and len(x) > 1:
+        if case.step > 1:
+            own, run = copy_of_rows(x)
+            return Call(run, own, note="rows with gaps, copied")
+        if case.op == "instance_norm" and last and len(case.shape) > 2:
+            return Call(read_then_copy(x), aligned_copy, note="each image read, then copied")
+    raise UnsupportedCase(PLAIN_COPY)
 
 
 def _numpy_copy(case: Case, inputs: Inputs) -> Call:
@@ -236,6 +251,7 @@ CONTENDERS = {
     c.name: c
     for c in (
         Contender("streaming copy", "floor", _streaming_copy, ("numpy", "numba")),
+        Contender("layout copy", "floor", _layout_copy, ("numpy", "numba")),
         Contender("np.copy", "floor", _numpy_copy, ("numpy",)),
         Contender("normkit out=", "normkit", _normkit_out, ("normkit", "numba")),
         Contender("normkit", "normkit", _normkit, ("normkit", "numba")),

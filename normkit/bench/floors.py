@@ -1,6 +1,8 @@
 """The floor under every time: the fastest copy of the same bytes that this machine makes, on all its cores.
 
 Beyond the caches that is a copy whose stores bypass them (no read for ownership); within them, plain stores or one memcpy.
+Some layouts forbid such a copy: rows with gaps, and channels-last, of which an image is read before any of it can be written.
+For these there is a floor of their own, without any arithmetic.
 This file imports nothing of normkit: asv loads it beside whichever revision is installed.
 """
 
@@ -17,6 +19,7 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 FETCHED = 1024  # float32 that a copy is ahead of itself, where that is quickest
 LINE = 64  # bytes: one cache line, two stores of 8 float32
+BACK = 1024  # lines that are copied forwards where a copy goes backwards
 
 
 def aligned_empty(nbytes: int) -> Array:
@@ -62,6 +65,72 @@ def _usual_time(copy: Callable[[Array, Array], None], target: Array, source: Arr
     return median(times)
 
 
+def copy_of_rows(x: Array) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
+    """(own, run): copies of the items of x along axis 0, whole cache lines each, which lie apart in what `own` makes of x."""
+    size, step = x[0].nbytes // 4, x.strides[0] // 4
+    target = aligned_empty(x.nbytes)
+    target[...] = 0
+    result = target.view(np.uint8)[: x.nbytes].view(x.dtype).reshape(x.shape)
+
+    def own(x: Array) -> Array:
+        base = aligned_empty(len(x) * step * 4)
+        rows = base.reshape(len(x), step)[:, :size].view(x.dtype)
+        rows[...] = x.reshape(len(x), -1)
+        return base
+
+    def run(source: Array) -> Array:
+        compiled_layouts()[0](target, source, size, step)
+        return result
+
+    return own, run
+
+
+def read_then_copy(x: Array) -> Callable[[Array], Array]:
+    """A copy of what `aligned_copy` made of x: each item along axis 0 is read, then copied."""
+    target, items = aligned_empty(x.nbytes), len(x)
+    target[...] = 0
+    result = target.view(np.uint8)[: x.nbytes].view(x.dtype).reshape(x.shape)
+
+    def run(source: Array) -> Array:
+        compiled_layouts()[1](target, source, source.view(np.int64), items)
+        return result
+
+    return run
+
+
+@lru_cache(maxsize=1)
+def compiled_layouts() -> tuple[Callable[..., None], Callable[..., None]]:
+    """What `copy_of_rows` and `read_then_copy` run, on all cores."""
+    import numba
+
+    copy_line = _streaming_line(0)
+
+    @numba.njit(parallel=True)
+    def rows(target: Any, source: Any, size: int, step: int) -> None:
+        threads, n = numba.get_num_threads(), len(target) // size
+        for part in numba.prange(threads):
+            for row in range(n * part // threads, n * (part + 1) // threads):
+                for i in range(0, size, 16):
+                    copy_line(target, row * size + i, source, row * step + i)
+
+    @numba.njit(parallel=True)
+    def twice(target: Any, source: Any, words: Any, items: int) -> None:
+        threads, lines = numba.get_num_threads(), len(target) // 16
+        size, seen = lines // items, np.zeros(threads * LINE, np.int64)
+        for part in numba.prange(threads):
+            for item in range(items):
+                first, last = item * size + size * part // threads, item * size + size * (part + 1) // threads
+                total = 0
+                for word in words[first * 8 : last * 8]:
+                    total += word  # integers, which may be added in any order: in vectors
+                seen[part * LINE] += total
+                for end in range(last, first, -BACK):  # backwards, so that what was read last is still in cache
+                    for i in range(max(end - BACK, first), end):
+                        copy_line(target, i * 16, source, i * 16)
+
+    return rows, twice
+
+
 @lru_cache(maxsize=1)
 def compiled_copies() -> dict[str, Callable[[Array, Array], None]]:
     """copy(target, source) on all cores, by the kind of stores and loads; both arrays from `aligned_empty`."""
@@ -81,7 +150,7 @@ def compiled_copies() -> dict[str, Callable[[Array, Array], None]]:
             for part in numba.prange((len(target) + size - 1) // size):
                 start: Any = np.intp(part) * size  # prange counts unsigned
                 for i in range(start, min(start + size, len(target)), 16):
-                    copy_line(target, source, i)
+                    copy_line(target, i, source, i)
 
         return copy
 
@@ -93,7 +162,7 @@ def compiled_copies() -> dict[str, Callable[[Array, Array], None]]:
 
 
 def _streaming_line(ahead: int) -> Any:
-    """copy_line(target, source, i): sixteen float32 from i on, with stores that do not enter the cache.
+    """copy_line(target, to, source, at): sixteen float32 from `at` on, with stores that do not enter the cache.
 
     What lies so many float32 ahead in the source, if not 0, is fetched into L2.
     """
@@ -105,25 +174,25 @@ def _streaming_line(ahead: int) -> Any:
     eight = ir.VectorType(ir.FloatType(), 8)
 
     @intrinsic
-    def copy_line(typing: Any, target: Any, source: Any, index: Any) -> Any:
+    def copy_line(typing: Any, target: Any, to: Any, source: Any, at: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            arrays = zip(signature.args[:2], arguments[:2], strict=True)
-            to, of = (context.make_array(kind)(context, builder, value).data for kind, value in arrays)
+            arrays = zip(signature.args[::2], arguments[::2], arguments[1::2], strict=True)
+            places = [(context.make_array(kind)(context, builder, value).data, index) for kind, value, index in arrays]
             for offset in (0, 8):
-                place = builder.add(arguments[2], ir.Constant(arguments[2].type, offset))
-                from_, into = (builder.bitcast(builder.gep(p, [place]), eight.as_pointer()) for p in (of, to))
+                pointers = (builder.gep(p, [builder.add(i, ir.Constant(i.type, offset))]) for p, i in places)
+                into, from_ = (builder.bitcast(p, eight.as_pointer()) for p in pointers)
                 store = builder.store(builder.load(from_, align=32), into, align=32)
                 store.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
             if ahead:
-                source_data = context.make_array(signature.args[1])(context, builder, arguments[1]).data
-                place = builder.add(arguments[2], ir.Constant(arguments[2].type, ahead))
-                line = builder.bitcast(builder.gep(source_data, [place]), ir.IntType(8).as_pointer())
+                data, index = places[1]
+                place = builder.add(index, ir.Constant(index.type, ahead))
+                line = builder.bitcast(builder.gep(data, [place]), ir.IntType(8).as_pointer())
                 kinds = [ir.Constant(ir.IntType(32), n) for n in (0, 2, 1)]
                 prefetch = ir.FunctionType(ir.VoidType(), [line.type, *(kind.type for kind in kinds)])
                 function = get_or_insert_function(builder.module, prefetch, "llvm.prefetch.p0")  # type: ignore[no-untyped-call]
                 builder.call(function, [line, *kinds])
             return context.get_dummy_value()
 
-        return types.void(target, source, index), generate
+        return types.void(target, types.intp, source, types.intp), generate
 
     return copy_line

@@ -12,6 +12,7 @@ WIDTH = 9.0  # inches: 900 pixels at 100 dpi, the width of a README
 ORDER = {"floor": 2, "peer": 3, "normkit": 4}  # what covers what
 MARKS = {
     "streaming copy": ("|", "#555555"),
+    "layout copy": ("|", "#e8590c"),
     "np.copy": ("|", "#bbbbbb"),
     "normkit out=": ("D", "#0b7a3b"),
     "normkit": ("D", "#3fbf6f"),

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from normkit.bench.cases import PLAIN, Case
-from normkit.bench.contenders import CONTENDERS
+from normkit.bench.contenders import CONTENDERS, PLAIN_COPY
 from normkit.bench.results import APART, CaseResult, Run, Score, geometric_mean
 
 BEGIN, END = "<!-- normkit bench: begin -->", "<!-- normkit bench: end -->"
@@ -20,6 +20,7 @@ COLOURS = {"floor": "dim", "peer": "", "normkit": "bold green"}
 LEGEND = """\
 ratio: time over {base}'s, the median of the rounds; ±: their spread (quartiles)
 of copy: share of the fastest copy's speed; error: the largest, at unit variance"""
+FLOOR = "streaming copy"
 LOSS = 0.98  # a peer below this ratio is named as quicker
 CLOSE = 0.15  # two runs agree about a ratio that differs by less
 
@@ -71,7 +72,7 @@ def print_run(run: Run, console: Console) -> None:
 
 def _print_failures(result: CaseResult, console: Console) -> None:
     for name, score in result.scores.items():
-        if score.failure:
+        if score.failure and score.failure != PLAIN_COPY:
             console.print(Text(f"  {name}: {score.failure}", style="dim italic"), overflow="ellipsis", no_wrap=True)
 
 
@@ -97,8 +98,7 @@ def _cells(run: Run, result: CaseResult, name: str) -> list[str]:
 
 def copy_fraction(result: CaseResult, name: str) -> str:
     """Speed as a share of the quickest copy's."""
-    floor = "streaming copy"
-    return f"{1 / result.ratio(name, floor):.2f}" if floor in result.timed else ""
+    return f"{1 / result.ratio(name, FLOOR):.2f}" if FLOOR in result.timed else ""
 
 
 def _summary_rows(run: Run) -> list[list[str]]:
@@ -176,11 +176,25 @@ def losses(run: Run) -> list[str]:
 
 
 def layout_costs(run: Run) -> list[str]:
-    """What a layout or a dtype costs: the base's time over that of the plain case with the same elements."""
-    times = {result.case.spec: result.time(run.base) for result in run.finished}
-    pairs = [(spec, plain) for spec, plain in PLAIN.items() if spec in times and plain in times]
-    lines = [f"{spec}: {times[spec] / times[plain]:.2f}x of {plain}" for spec, plain in pairs]
+    """What a layout or a dtype costs: the base's time over that of the plain case with the same elements.
+
+    Beside it, that time over what the reads and writes of such a layout take without any arithmetic, see `floors`.
+    """
+    results, lines = {result.case.spec: result for result in run.finished}, []
+    for spec, plain in PLAIN.items():
+        if spec in results and plain in results:
+            line = f"{spec}: {_cost(results[spec], results[plain], run.base):.2f}x of {plain}"
+            if "layout copy" in results[spec].timed:
+                line += f", {results[spec].ratio(run.base, 'layout copy'):.2f}x of a copy with its reads and writes"
+            lines.append(line)
     return [f"{run.base}'s time over that of the plain layout:", *lines] if lines else []
+
+
+def _cost(result: CaseResult, plain: CaseResult, name: str) -> float:
+    """Time over time: in units of the copy beside each, if they have as many bytes, since the speed of a machine drifts."""
+    if result.case.nbytes == plain.case.nbytes and FLOOR in result.timed and FLOOR in plain.timed:
+        return result.ratio(name, FLOOR) / plain.ratio(name, FLOOR)
+    return result.time(name) / plain.time(name)
 
 
 def agreement(run: Run, other: Run) -> list[str]:
