@@ -150,7 +150,10 @@ def test_rows_streamed_to_wherever_out_lies(place, shape, dtype, monkeypatch):
 
 
 @pytest.mark.parametrize("place", [0, 16, 48, 2056])
-@pytest.mark.parametrize("shape", [(3, 40, 256), (5, 1, 32), (2, 37, 600), (3, 300, 3), (2, 273, 8), (2, 5000, 64)])
+@pytest.mark.parametrize(
+    "shape",
+    [(3, 40, 256), (5, 1, 32), (2, 37, 600), (3, 301, 3), (2, 5000, 64), (3, 41, 72), (2, 9, 201), (4, 40, 8), (3, 5, 17)],
+)
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_columns_streamed_to_wherever_out_lies(place, shape, dtype, monkeypatch):
     """The line that two rows share is written once, with both, and tiles side by side begin with a line of out."""

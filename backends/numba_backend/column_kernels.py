@@ -12,6 +12,7 @@ from .column_moments import (
     BACK,
     CENTER,
     COUNT,
+    EACH,
     FIELD,
     FIELDS,
     FLAT,
@@ -59,7 +60,7 @@ from .kernels import (
     place,
     too_close,
 )
-from .memory import element, fence, load, prefetch, put, store, store_first, stream
+from .memory import address, element, fence, load, prefetch, put, store, store_first, stream
 from .shares import next_piece, use_threads
 from .simd import WIDTH, any_of, cast, fma, is_double, itemsize, one_by_one, pick, splat
 
@@ -83,7 +84,7 @@ def make_factors(x: Any, weight: Any, bias: Any, at: int, shape: Any, eps: float
         put(work, w + REST * field + j, rest)
         put(work, w + OFFSET * field + j, offset)
         mixed = mixed or not single
-    many = width * max(shape[FLAT], 1) + shape[JOINED] * WIDTH
+    many = width * max(shape[FLAT], 1) + min(shape[JOINED], 1) * WIDTH
     for i in range(CENTER, FIELDS):
         repeat(work, w + i * field, width, many)
     for i in range(4):
@@ -197,27 +198,35 @@ def apply_with(
     written at once, with that row: the line is whole, and is not read for the sake of its other half.
     """
     step, k, per_k, joined = max(shape[FLAT], 1), start, shape[PER_K] != 0, shape[JOINED]
-    lead = 0 if joined and start > first else head  # what the row before has not written
-    fours = min(stop, last - joined) if shape[FLAT] == 0 and not mixed else start  # rows that lie end to end: one by one
+    fours = start if shape[FLAT] or mixed or joined == EACH else min(stop, last - joined)  # end to end, they go one by one
+    begun = joined != 0 and start > first  # whether the row before has written what lies before a line
     while k < stop:
-        rows, skip = 1, head
+        rows, own, skip = 1, head, head
         if k + 4 <= fours:
             rows, skip = 4, head + (width - (0 if joined else head)) // WIDTH * WIDTH
             xs, outs = four_places(xi, k, shape, X_LENGTH), four_places(oi, k, shape, OUT_LENGTH)
             a, b = four(weight, k, 1.0, per_k), four(bias, k, 0.0, per_k)
             apply_rows(x, xs, out, outs, head, skip, a, b, shape, array, at, work, w, ahead, compute)
-        if rows == 1 or lead > 0 or skip < width:
+        if rows == 1 or (head > 0 and not begun) or skip < width:
             for i in range(k, k + rows * step, step):
                 n = width * min(step, stop - i)
-                if joined and i + step > last:
-                    lead = head
-                end = n + head if joined and i + 2 * step <= last else n
                 x1, out1 = xi + place(i, shape, X_LENGTH), oi + place(i, shape, OUT_LENGTH)
+                then = head
+                if joined == EACH:
+                    own, then = to_line(out, out1), to_line(out, out1 + n)
+                    skip = own
+                lead = 0 if begun and i + step <= last else own
+                end = n + then if joined and i + 2 * step <= last else n
                 a1, b1 = (element(weight, i), element(bias, i)) if per_k else (1.0, 0.0)
                 apply_row(x, x1, out, out1, min(lead, n), skip, end, a1, b1, shape, array, at, work, w, mixed, ahead, compute)
-                if joined:
-                    lead = 0
+                begun = joined != 0
         k += rows * step
+
+
+@inline
+def to_line(out: Any, oi: int) -> int:
+    """Elements from oi to the first address that is a multiple of WIDTH elements."""
+    return (WIDTH - (address(out) // itemsize(out) + oi) % WIDTH) % WIDTH
 
 
 @inline

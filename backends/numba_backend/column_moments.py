@@ -38,6 +38,8 @@ HEAD, NEXT, BACK, JOINED, PITCH, ONCE = range(16, 22)
 X_OUTER, X_LENGTH, OUT_OUTER, OUT_LENGTH, M_OUTER, M_LENGTH = range(22, 46, 4)  # each as `place` takes it
 SHAPE = 46
 
+EACH = 2  # in JOINED: each row has a line's beginning elsewhere
+
 # Fields of `work`, each of shape[FIELD] numbers: sums of each phase, and what they are shifted by
 S, Q, N, SHIFT = range(4)
 # A block's moments in each column

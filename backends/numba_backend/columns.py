@@ -71,8 +71,8 @@ def _launch(
     """Choose a kernel, and run it. `shape` is as `_shape` makes it; where out begins is added to it here."""
     nbytes, dtype = x.size * x.itemsize, problem.dtype
     x, out, flags = flat(x), flat(out), None if mask is None else flat(mask)
-    if nbytes >= limits.STREAM_BYTES and (line := _in_line(plan, out, bool(shape[cm.FLAT]))):
-        shape = _streamed(plan, shape, -out.ctypes.data % line // x.itemsize)
+    if nbytes >= limits.STREAM_BYTES and out.ctypes.data % out.itemsize == 0:
+        shape = _streamed(plan, shape, out)
     prefix = "" if mask is None else "masked_"
     tiles, field = plan.outer * _across(plan, shape), int(shape[cm.FIELD])
     blocks = -(-plan.length // BLOCK)
@@ -134,18 +134,26 @@ def _ends_meet(rows: Quad, lanes: int) -> bool:
     return rows[2] == lanes and rows[0] % WIDTH == 0
 
 
-def _streamed(plan: ColumnsPlan, shape: NDArray[np.int64], head: int) -> NDArray[np.int64]:
-    """What the kernels are told of an output that goes past the caches, whose first line so many elements precede."""
-    shape = shape.copy()
-    shape[cm.STREAMED], shape[cm.HEAD] = 1, head
-    shape[cm.ONCE] //= 4 if shape[cm.FLAT] else 1
-    if head > 0 and _across(plan, shape) > 1:  # the first tile is wider
-        shape[cm.PITCH] += WIDTH
-        shape[cm.FIELD] += WIDTH * WIDTH
-    elif head > 0 and not shape[cm.PER_K]:
-        ends_meet = all(rows[0] == 0 and rows[2] == plan.lanes for rows in (plan.x[1], plan.out[1]))
-        shape[cm.JOINED] = ends_meet and plan.lanes * max(int(shape[cm.FLAT]), 1) % WIDTH == 0
-    return shape
+def _end_to_end(plan: ColumnsPlan) -> bool:
+    """Whether all rows lie so, in x and out."""
+    return all(rows[0] == 0 and rows[2] == plan.lanes for rows in (plan.x[1], plan.out[1]))
+
+
+def _streamed(plan: ColumnsPlan, shape: NDArray[np.int64], out: NDArray[Any]) -> NDArray[np.int64]:
+    """What the kernels are told of an output that goes past the caches, a line at a time, where that can be."""
+    line, streamed = _line(plan, out, bool(shape[cm.FLAT])), shape.copy()
+    head = -out.ctypes.data % line // out.itemsize if line else 0
+    streamed[cm.STREAMED], streamed[cm.HEAD] = 1, head
+    streamed[cm.ONCE] //= 4 if shape[cm.FLAT] else 1
+    together = plan.lanes * max(int(shape[cm.FLAT]), 1)  # elements of what the kernels take as a row
+    if _across(plan, streamed) > 1:
+        wider = WIDTH if head > 0 else 0  # the first tile is
+        streamed[cm.PITCH] += wider
+        streamed[cm.FIELD] += wider * WIDTH
+    elif _end_to_end(plan) and together >= WIDTH and not shape[cm.PER_K]:
+        streamed[cm.JOINED] = head > 0 if line and together % WIDTH == 0 else cm.EACH
+        return streamed
+    return streamed if line else shape
 
 
 def _across(plan: ColumnsPlan, shape: NDArray[np.int64]) -> int:
@@ -170,10 +178,9 @@ def _aligned_empty(size: int, dtype: Any) -> NDArray[Any]:
     return raw[start : start + nbytes].view(dtype)
 
 
-def _in_line(plan: ColumnsPlan, out: NDArray[Any], flat_rows: bool) -> int:
-    """The number of bytes, at a multiple of which vectors of 16 may be streamed, if all rows can have theirs there; else 0."""
+def _line(plan: ColumnsPlan, out: NDArray[Any], flat_rows: bool) -> int:
+    """The number of bytes, at a multiple of which vectors of 16 may be streamed, if all rows have theirs alike; else 0."""
     line = min(WIDTH * out.itemsize, 64)
     rows = plan.out[1]
     steps = [*plan.out[0][1:], rows[1], rows[2] * WIDTH if flat_rows else rows[2]]
-    steps_fit = all(step * out.itemsize % line == 0 for step in steps)
-    return line if steps_fit and out.ctypes.data % out.itemsize == 0 else 0
+    return line if all(step * out.itemsize % line == 0 for step in steps) else 0
