@@ -9,6 +9,7 @@ from numba import njit, prange
 
 from .column_apply import apply, make_factors
 from .column_moments import (
+    ACROSS,
     B_COUNT,
     COUNT,
     FIELD,
@@ -41,15 +42,12 @@ from .simd import one_by_one
 
 
 @inline
-def tiles_across(shape: Any) -> int:
-    """The number of tiles side by side. The first is wider by what precedes a line of out, so that others begin with one."""
-    return max((shape[LANES] - shape[HEAD] + shape[TILE] - 1) // shape[TILE], 1)
-
-
-@inline
 def tile_of(t: int, shape: Any) -> Any:
-    """(outer, first column, columns, those that precede a line of out) of tile t."""
-    tiles = tiles_across(shape)
+    """(outer, first column, columns, those that precede a line of out) of tile t.
+
+    The first tile is wider by these, so that others begin with a line.
+    """
+    tiles = shape[ACROSS]
     i, first, head = t % tiles, 0, min(shape[HEAD], shape[LANES] * max(shape[FLAT], 1))
     if i > 0:
         first, head = i * shape[TILE] + shape[HEAD], 0
@@ -64,7 +62,7 @@ def columns(
 ) -> None:  # fmt: skip
     """Moments and apply of tiles start .. stop."""
     field, w, length = shape[FIELD], c * FIELDS * shape[FIELD], shape[LENGTH]
-    tiles = shape[OUTER] * tiles_across(shape)
+    tiles = shape[OUTER] * shape[ACROSS]
     for t in range(start, stop):
         o, first, width, head = tile_of(t, shape)
         xi, oi = place(o, shape, X_OUTER) + first, place(o, shape, OUT_OUTER) + first
@@ -93,7 +91,7 @@ def columns_serial(
     places: Any, yes: Any,
 ) -> None:  # fmt: skip
     """All tiles on this thread."""
-    tiles = shape[OUTER] * tiles_across(shape)
+    tiles = shape[OUTER] * shape[ACROSS]
     columns(x, out, mask, weight, bias, mean, var, shape, eps, work, factors, places, yes, 0, 0, tiles)
     fence()
 
@@ -105,7 +103,7 @@ def columns_parallel(
 ) -> None:  # fmt: skip
     """A share of the tiles on each thread."""
     setting = use_threads(chunks)
-    tiles = shape[OUTER] * tiles_across(shape)
+    tiles = shape[OUTER] * shape[ACROSS]
     for i in prange(chunks):
         c = np.intp(i)
         start, stop = next_piece(tiles, taken, 0, c, chunks)
@@ -178,7 +176,7 @@ def columns_split(
     `scratch` is (blocks of those tiles + tiles, 5 * PITCH): the moments of each block, and of the columns of each tile.
     """
     setting = use_threads(chunks)
-    field, all_tiles = shape[FIELD], shape[OUTER] * tiles_across(shape)
+    field, all_tiles = shape[FIELD], shape[OUTER] * shape[ACROSS]
     blocks = (shape[LENGTH] + BLOCK - 1) // BLOCK
     tiles = len(scratch) // (blocks + 1)
     before = now = 0  # tiles

@@ -34,9 +34,9 @@ MAX_FLAT = 64  # columns, of rows that are taken 16 as one
 
 # What stands where in `shape`
 OUTER, LENGTH, LANES, TILE, FLAT, SPAN, FIELD, GIVEN, WANTED, STREAMED, PER_K, W_OUTER, W_LANE, M_STEP, M_FLAT, SUMS = range(16)
-HEAD, NEXT, BACK, JOINED, PITCH, ONCE = range(16, 22)
-X_OUTER, X_LENGTH, OUT_OUTER, OUT_LENGTH, M_OUTER, M_LENGTH = range(22, 46, 4)  # each as `place` takes it
-SHAPE = 46
+HEAD, NEXT, BACK, JOINED, PITCH, ONCE, ACROSS = range(16, 23)  # ACROSS: tiles side by side
+X_OUTER, X_LENGTH, OUT_OUTER, OUT_LENGTH, M_OUTER, M_LENGTH = range(23, 47, 4)  # each as `place` takes it
+SHAPE = 47
 
 EACH = 2  # in JOINED: each row has a line's beginning elsewhere
 

@@ -74,7 +74,8 @@ def _launch(
     if nbytes >= limits.STREAM_BYTES and out.ctypes.data % out.itemsize == 0:
         shape = _streamed(plan, shape, out)
     prefix = "" if mask is None else "masked_"
-    tiles, field = plan.outer * _across(plan, shape), int(shape[cm.FIELD])
+    across, field = int(shape[cm.ACROSS]), int(shape[cm.FIELD])
+    tiles = plan.outer * across
     blocks = -(-plan.length // BLOCK)
     with threads.sharing as chunks:
         if 2 * nbytes < limits.PARALLEL_BYTES:
@@ -89,7 +90,7 @@ def _launch(
         elif tiles >= chunks * 4 or blocks == 1 or shape[cm.GIVEN]:
             threads.launch(kernel(f"{prefix}columns_parallel", dtype), chunks, 1, *args)
         else:
-            some = min(max(limits.SPLIT_BYTES * plan.outer // nbytes, 1), plan.outer) * _across(plan, shape)
+            some = min(max(limits.SPLIT_BYTES * plan.outer // nbytes, 1), plan.outer) * across
             scratch = np.empty((some * (blocks + 1), 5 * int(shape[cm.PITCH])))
             sweeps = 2 * (-(-tiles // some) + 1)
             threads.launch(kernel(f"{prefix}columns_split", dtype), chunks, sweeps, *args, scratch)
@@ -108,6 +109,7 @@ def _shape(plan: ColumnsPlan, sets: Sets, weights: int, operands: Operands, chun
     tile = lanes if flat_rows else _tile(plan, size, chunks)
     shape = np.zeros(cm.SHAPE, np.int64)
     shape[cm.OUTER], shape[cm.LENGTH], shape[cm.LANES], shape[cm.TILE] = plan.outer, plan.length, lanes, tile
+    shape[cm.ACROSS] = -(-lanes // tile)
     if flat_rows:
         many = WIDTH  # powers of two, so that no span or block ends within what is taken as one row
         while 2 * many <= min(FLAT_WIDTH // lanes, plan.length // 16) and all(
@@ -134,31 +136,23 @@ def _ends_meet(rows: Quad, lanes: int) -> bool:
     return rows[2] == lanes and rows[0] % WIDTH == 0
 
 
-def _end_to_end(plan: ColumnsPlan) -> bool:
-    """Whether all rows lie so, in x and out."""
-    return all(rows[0] == 0 and rows[2] == plan.lanes for rows in (plan.x[1], plan.out[1]))
-
-
 def _streamed(plan: ColumnsPlan, shape: NDArray[np.int64], out: NDArray[Any]) -> NDArray[np.int64]:
     """What the kernels are told of an output that goes past the caches, a line at a time, where that can be."""
     line, streamed = _line(plan, out, bool(shape[cm.FLAT])), shape.copy()
     head = -out.ctypes.data % line // out.itemsize if line else 0
     streamed[cm.STREAMED], streamed[cm.HEAD] = 1, head
+    streamed[cm.ACROSS] = max(-(-(plan.lanes - head) // int(shape[cm.TILE])), 1)
     streamed[cm.ONCE] //= 4 if shape[cm.FLAT] else 1
     together = plan.lanes * max(int(shape[cm.FLAT]), 1)  # elements of what the kernels take as a row
-    if _across(plan, streamed) > 1:
+    end_to_end = all(rows[0] == 0 and _ends_meet(rows, plan.lanes) for rows in (plan.x[1], plan.out[1]))
+    if streamed[cm.ACROSS] > 1:
         wider = WIDTH if head > 0 else 0  # the first tile is
         streamed[cm.PITCH] += wider
         streamed[cm.FIELD] += wider * WIDTH
-    elif _end_to_end(plan) and together >= WIDTH and not shape[cm.PER_K]:
+    elif end_to_end and together >= WIDTH and not shape[cm.PER_K]:
         streamed[cm.JOINED] = head > 0 if line and together % WIDTH == 0 else cm.EACH
         return streamed
     return streamed if line else shape
-
-
-def _across(plan: ColumnsPlan, shape: NDArray[np.int64]) -> int:
-    """The number of tiles side by side, as `column_kernels.tiles_across` has it."""
-    return max(-(-(plan.lanes - int(shape[cm.HEAD])) // int(shape[cm.TILE])), 1)
 
 
 def _tile(plan: ColumnsPlan, size: int, chunks: int) -> int:

@@ -37,16 +37,21 @@ def aligned_copy(x: Array) -> Array:
     return copy
 
 
+def _ready(x: Array) -> tuple[Array, Array]:
+    """Storage for a copy of x, whose pages are there, and the copy as an array like x."""
+    target = aligned_empty(x.nbytes)
+    target[...] = 0
+    return target, target.view(np.uint8)[: x.nbytes].view(x.dtype).reshape(x.shape)
+
+
 def fastest_copy(x: Array) -> tuple[str, Callable[[Array], Array]]:
     """The quickest of the ways to copy into a ready buffer what `aligned_copy` made of x, found by trying, and its name."""
-    source, target = aligned_copy(x), aligned_empty(x.nbytes)
-    target[...] = 0
+    source, (target, result) = aligned_copy(x), _ready(x)
     ways = {"memcpy": np.copyto, **compiled_copies()}
     for copy in ways.values():
         copy(target, source)  # compiles
     rounds = [{way: _usual_time(copy, target, source) for way, copy in ways.items()} for _ in range(3)]
     name = min(ways, key=lambda way: min(times[way] for times in rounds))
-    result = target.view(np.uint8)[: x.nbytes].view(x.dtype).reshape(x.shape)
 
     def run(source: Array) -> Array:
         ways[name](target, source)
@@ -68,9 +73,7 @@ def _usual_time(copy: Callable[[Array, Array], None], target: Array, source: Arr
 def copy_of_rows(x: Array) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
     """(own, run): copies of the items of x along axis 0, whole cache lines each, which lie apart in what `own` makes of x."""
     size, step = x[0].nbytes // 4, x.strides[0] // 4
-    target = aligned_empty(x.nbytes)
-    target[...] = 0
-    result = target.view(np.uint8)[: x.nbytes].view(x.dtype).reshape(x.shape)
+    target, result = _ready(x)
 
     def own(x: Array) -> Array:
         base = aligned_empty(len(x) * step * 4)
@@ -79,7 +82,7 @@ def copy_of_rows(x: Array) -> tuple[Callable[[Array], Array], Callable[[Array], 
         return base
 
     def run(source: Array) -> Array:
-        compiled_layouts()[0](target, source, size, step)
+        compiled_layouts()["rows"](target, source, size, step)
         return result
 
     return own, run
@@ -87,19 +90,17 @@ def copy_of_rows(x: Array) -> tuple[Callable[[Array], Array], Callable[[Array], 
 
 def read_then_copy(x: Array) -> Callable[[Array], Array]:
     """A copy of what `aligned_copy` made of x: each item along axis 0 is read, then copied."""
-    target, items = aligned_empty(x.nbytes), len(x)
-    target[...] = 0
-    result = target.view(np.uint8)[: x.nbytes].view(x.dtype).reshape(x.shape)
+    target, result = _ready(x)
 
     def run(source: Array) -> Array:
-        compiled_layouts()[1](target, source, source.view(np.int64), items)
+        compiled_layouts()["twice"](target, source, source.view(np.int64), len(x))
         return result
 
     return run
 
 
 @lru_cache(maxsize=1)
-def compiled_layouts() -> tuple[Callable[..., None], Callable[..., None]]:
+def compiled_layouts() -> dict[str, Callable[..., None]]:
     """What `copy_of_rows` and `read_then_copy` run, on all cores."""
     import numba
 
@@ -128,7 +129,7 @@ def compiled_layouts() -> tuple[Callable[..., None], Callable[..., None]]:
                     for i in range(max(end - BACK, first), end):
                         copy_line(target, i * 16, source, i * 16)
 
-    return rows, twice
+    return {"rows": rows, "twice": twice}
 
 
 @lru_cache(maxsize=1)
