@@ -14,6 +14,7 @@ from normkit.errors import (
     NoBackendError,
     NormkitError,
     PolicyError,
+    RunningStatsWarning,
     UnknownBackendError,
     UnsupportedError,
 )
@@ -45,6 +46,7 @@ __all__ = [
     "Operands",
     "PolicyError",
     "Problem",
+    "RunningStatsWarning",
     "UnknownBackendError",
     "UnsupportedError",
     "backends",

@@ -39,3 +39,7 @@ class FallbackWarning(UserWarning):
 
 class CacheWarning(UserWarning):
     """Compiled kernels cannot be kept on disk, so every process compiles its own."""
+
+
+class RunningStatsWarning(RuntimeWarning):
+    """A running statistic has outgrown the dtype of its array and become infinite."""

@@ -6,16 +6,16 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from math import prod
 from typing import Any
 
 import numpy as np
 
 from normkit import policy as policies
 from normkit.dispatch import choose, loud, news, refusal, stepping_down
-from normkit.errors import DegenerateShapeError, FallbackWarning, PolicyError
+from normkit.errors import DegenerateShapeError, FallbackWarning, PolicyError, RunningStatsWarning
 from normkit.explain import degenerate_text, masked_text
 from normkit.masks import empty_sets
+from normkit.overlap import may_share_memory, place
 from normkit.plans import Plan, keep, keepable
 from normkit.policy import FallbackPolicy
 from normkit.problem import Array, Backend, Operands, Problem, kind, of_kind
@@ -119,31 +119,10 @@ def _run(engine: Backend, problem: Problem, operands: Operands, wants_stats: boo
 def _overlaps(out: Array, operands: Operands) -> bool:
     """Whether writing `out` could change an operand before it is read. In place, element on element, is fine."""
     x = operands.x
-    same = out is x or (_place(out) == _place(x) and out.strides == x.strides)
+    same = out is x or (place(out) == place(x) and out.strides == x.strides)
     others = [operands.weight, operands.bias, operands.mask, operands.mean, operands.var]
     others += [] if same else [x]
-    return any(a is not None and _may_share_memory(out, a) for a in others)
-
-
-def _may_share_memory(a: Array, b: Array) -> bool:
-    """Whether the memory that two arrays of one family span has a byte in common."""
-    if isinstance(a, np.ndarray):
-        return np.may_share_memory(a, b)
-    (a_low, a_high), (b_low, b_high) = _span(a), _span(b)
-    return a_low < b_high and b_low < a_high
-
-
-def _span(a: Array) -> tuple[int, int]:
-    if prod(a.shape) == 0:
-        return 0, 0
-    start = _place(a)[0]
-    reach = [step * (n - 1) for step, n in zip(a.strides, a.shape, strict=True)]
-    return start + sum(r for r in reach if r < 0), start + sum(r for r in reach if r > 0) + a.dtype.itemsize
-
-
-def _place(a: Array) -> tuple[int, np.dtype[Any]]:
-    interface = getattr(a, "__array_interface__", None)
-    return a.data.ptr if interface is None else interface["data"][0], a.dtype  # CuPy's own interface asks the driver
+    return any(a is not None and may_share_memory(out, a) for a in others)
 
 
 def _instead(call: Call, empty: Array, policy: FallbackPolicy, name: str | None) -> Array:
@@ -241,6 +220,22 @@ def _update(running: Running, operands: Operands, problem: Problem) -> None:
     telling = np.sum(counts > 1, axis=over)
     with np.errstate(all="ignore"):
         unbiased = operands.var * (counts / (counts - 1))
-        for old, statistic in ((running.mean, operands.mean), (running.var, unbiased)):
+        for name, old, statistic in (("running_mean", running.mean, operands.mean), ("running_var", running.var, unbiased)):
             new = np.sum(np.where(counts > 1, statistic, 0), axis=over) / telling
-            old[...] = np.where(telling > 0, (1 - running.momentum) * old + running.momentum * new, old)
+            new = np.where(telling > 0, (1 - running.momentum) * old + running.momentum * new, old)
+            old[...] = new
+            if isinstance(old, np.ndarray) and not np.isfinite(old).all():  # of a GPU's array, a look would wait for the device
+                _tell_of_overflow(name, old, new, problem)
+
+
+def _tell_of_overflow(name: str, stored: Array, exact: Array, problem: Problem) -> None:
+    """Warn of a running statistic that was finite before it was rounded to its array's dtype; NaN and Inf of x are no news."""
+    channels = int((np.isfinite(exact) & ~np.isfinite(stored)).sum())
+    if channels:
+        warnings.warn(
+            f"{problem.op}: {name} has become infinite in {channels} of {stored.size} channels, as {stored.dtype.name} holds "
+            f"nothing so large; normalized with it, they would be lost. Keep it in a wider dtype: "
+            f"{name} = {name}.astype(np.float{32 if stored.dtype.itemsize < 4 else 64}) before such a call",
+            RunningStatsWarning,
+            stacklevel=_depth(),
+        )

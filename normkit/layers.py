@@ -170,8 +170,9 @@ class InstanceNorm(Layer):
         dtype = _float(type(self).__name__, dtype)
         self.weight = np.ones(num_features, dtype) if affine else None
         self.bias = np.zeros(num_features, dtype) if affine and bias else None
-        self.running_mean = np.zeros(num_features, dtype) if track_running_stats else None
-        self.running_var = np.ones(num_features, dtype) if track_running_stats else None
+        statistics = np.result_type(dtype, np.float32)  # a variance of float16 soon ends at 65504
+        self.running_mean = np.zeros(num_features, statistics) if track_running_stats else None
+        self.running_var = np.ones(num_features, statistics) if track_running_stats else None
         self.num_batches_tracked = np.zeros((), np.int64) if track_running_stats else None  # torch keeps it, and at 0
 
     def __call__(self, x: Array, **options: Any) -> Any:
@@ -242,7 +243,7 @@ class InstanceNorm1d(InstanceNorm):
     track_running_stats : bool
         Have running statistics, updated in training and used in evaluation.
     dtype : dtype
-        Of all arrays.
+        Of weight and bias. Running statistics are of this dtype, and at least float32: a variance soon outgrows float16.
     bias : bool
         Have the bias, if affine.
 

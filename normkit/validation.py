@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from normkit.errors import InputTypeError, InputValueError
+from normkit.overlap import may_share_memory, repeats, shares_memory
 from normkit.problem import Array, Operands, Problem
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
@@ -134,8 +135,6 @@ def instance_norm(
     running = None
     if running_mean is not None:
         running = Running(running_mean, running_var, _finite(op, "momentum", momentum))
-        for name in ("running_mean", "running_var") if use_input_stats else ():
-            _writable(op, name, named[name], "it is updated in place; pass a copy")
     elif not use_input_stats:
         raise InputValueError(
             f"{op}: use_input_stats=False without running_mean and running_var, expected both: they are the statistics then"
@@ -156,6 +155,10 @@ def instance_norm(
     )
     _mask(op, mask, x, family)
     _out(op, out, x, family)
+    if running is not None and use_input_stats:
+        _updated(op, running, out)
+        if mask is not None and out is not None and may_share_memory(mask, out):
+            mask = mask.copy()  # it is asked for the counts when out has been written
     operands = Operands(x, weight, bias, out=out, mask=mask)
     return Call(problem, operands, running)
 
@@ -291,14 +294,32 @@ def _out(op: str, out: Array | None, x: Array, family: str) -> None:
     if tuple(out.shape) != tuple(x.shape):
         raise InputValueError(f"{op}: out has shape {out.shape}, expected {x.shape} = x.shape; {_like(x)}")
     _writable(op, "out", out, "pass an array that may be written")
-    reach = out.dtype.itemsize if 0 not in out.shape else 0
-    for stride, n in sorted((abs(s), n) for s, n in zip(out.strides, out.shape, strict=True) if n > 1):
-        if stride < reach:
+    _full(op, "out", out, "the result")
+
+
+def _updated(op: str, running: Running, out: Array | None) -> None:
+    """Check what is written to the running arrays: each of its elements is one of its own, and none of the output's."""
+    named = {"running_mean": running.mean, "running_var": running.var}
+    for name, statistic in named.items():
+        _writable(op, name, statistic, "it is updated in place; pass a copy")
+        _full(op, name, statistic, "the update")
+        if out is not None and shares_memory(statistic, out):
             raise InputValueError(
-                f"{op}: elements of out lie over each other (strides {out.strides}), so it cannot hold the result; "
-                "pass a full array"
+                f"{op}: {name} shares memory with out, and both are written; expected them apart: {name}.copy()"
             )
-        reach += stride * (n - 1)
+    if shares_memory(*named.values()):
+        raise InputValueError(
+            f"{op}: running_mean shares memory with running_var, and each is updated in place; expected them apart: "
+            "running_mean.copy()"
+        )
+
+
+def _full(op: str, name: str, value: Array, what: str) -> None:
+    if repeats(value):
+        raise InputValueError(
+            f"{op}: elements of {name} lie over each other (strides {value.strides}), so it cannot hold {what}; "
+            "pass a full array"
+        )
 
 
 def _like(x: Array) -> str:

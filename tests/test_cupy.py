@@ -12,7 +12,7 @@ import pytest
 from normkit.backends import cupy_backend
 
 import normkit as nk
-from normkit import execute, registry, validation
+from normkit import execute, overlap, registry, validation
 from normkit.bench import cli
 
 
@@ -170,7 +170,7 @@ def test_a_real_cupy_array_has_what_the_core_asks_of_it():
         problem, operands, _ = validation.layer_norm(x, weight=x[0], axis=1, out=x)
         assert (problem.family, problem.dtype, problem.contiguous) == ("cupy", np.dtype(dtype), True)
         assert operands.weight.flags.c_contiguous
-        assert execute._place(x) == (1 << 40, np.dtype(dtype))
+        assert overlap.place(x) == (1 << 40, np.dtype(dtype))
         assert execute._overlaps(x, operands)
         operands.weight = None
         assert not execute._overlaps(x, operands)
