@@ -61,8 +61,7 @@ clean:
 	rm -rf $(VENV) .asv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis normkit-demo.png
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# An editable installation with one extra. Editable, because the folder backends/ is installed as normkit.backends: from
-# the repository's root a plain installation would find normkit here, and no backends in it.
+# An editable installation with one extra.
 $(VENV)/.ready-%: pyproject.toml $(MADE)
 	@echo "installing normkit[$*] and what it needs into $(VENV)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'

@@ -5,12 +5,14 @@
 array([-1.225,  0.   ,  1.225], dtype=float32)
 """
 
+from normkit.clone import find_engines
 from normkit.errors import (
     CacheWarning,
     DegenerateShapeError,
     FallbackWarning,
     InputTypeError,
     InputValueError,
+    InstallationError,
     NoBackendError,
     NormkitError,
     PolicyError,
@@ -27,6 +29,8 @@ from normkit.problem import Backend, Operands, Problem
 from normkit.registry import backends, get_backend, register_backend
 from normkit.threads import get_num_threads, set_num_threads
 
+find_engines(__path__[0])
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -37,6 +41,7 @@ __all__ = [
     "FallbackWarning",
     "InputTypeError",
     "InputValueError",
+    "InstallationError",
     "InstanceNorm1d",
     "InstanceNorm2d",
     "InstanceNorm3d",

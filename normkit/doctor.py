@@ -7,15 +7,16 @@ import os
 import platform
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
 
 import normkit
 from normkit import registry, threads
+from normkit.errors import InstallationError
 
 PACKAGES = {
     "numpy": "needed",
@@ -39,13 +40,13 @@ class Section(NamedTuple):
 
 def examine() -> list[Section]:
     """Everything the doctor looks at. Loads every backend, and runs a row through each that can be used."""
-    return [
-        Section("versions", _versions()),
-        Section("processor", _processor()),
-        Section("backends", _backends()),
-        *_described(),
-        Section("environment", _environment()),
-    ]
+    try:
+        table = registry.backends()
+    except InstallationError as error:
+        told = [Section("backends", [("", f"BROKEN: {error}")])]
+    else:
+        told = [Section("backends", _backends(table)), *_described(table)]
+    return [Section("versions", _versions()), Section("processor", _processor()), *told, Section("environment", _environment())]
 
 
 def show(sections: list[Section]) -> None:
@@ -71,19 +72,21 @@ def _lines(sections: list[Section]) -> Iterator[tuple[str, str]]:
 
 
 def _versions() -> list[tuple[str, str]]:
-    core, backends = Path(normkit.__file__).parent, Path(_package("normkit.backends").__path__[0])
+    core, backends = Path(normkit.__file__).resolve().parent, _engines()
     lines = [("normkit", f"{normkit.__version__} in {core}")]
-    if backends not in (core / "backends", core.parent / "backends"):
+    if backends is not None and backends not in (core / "backends", core.parent / "backends"):
         lines.append(("", f"but its backends are in {backends}: two copies are mixed; reinstall one of them"))
     lines.append(("python", f"{platform.python_version()} {platform.python_implementation()} in {sys.prefix}"))
     lines.append(("system", platform.platform()))
     return lines + [(name, _version(name, cure)) for name, cure in PACKAGES.items()]
 
 
-def _package(name: str) -> ModuleType:
-    from importlib import import_module
-
-    return import_module(name)
+def _engines() -> Path | None:
+    """The folder of the backends; None if there is none, of which the section on backends tells."""
+    try:
+        return Path(import_module("normkit.backends").__path__[0]).resolve()
+    except ModuleNotFoundError:
+        return None
 
 
 def _version(name: str, cure: str) -> str:
@@ -144,9 +147,9 @@ def _memory() -> str:
     return f"{total:.1f} GiB, {available:.1f} GiB available"
 
 
-def _backends() -> list[tuple[str, str]]:
+def _backends(table: registry.BackendTable) -> list[tuple[str, str]]:
     lines = []
-    for info in registry.backends():
+    for info in table:
         what = f"{info.family} arrays, {info.source}"
         lines.append((info.name, f"{_tried(info.name, info.family)}; {what}" if info.usable else f"no: {info.why}; {what}"))
     return lines
@@ -171,10 +174,10 @@ def _tried(name: str, family: str) -> str:
     )
 
 
-def _described() -> list[Section]:
+def _described(table: registry.BackendTable) -> list[Section]:
     """What each usable backend says about itself."""
     sections = []
-    for info in registry.backends():
+    for info in table:
         if info.usable:
             backend = registry.get_backend(info.name)
             sections.append(Section(f"backend {info.name}", [(what, str(text)) for what, text in backend.describe().items()]))

@@ -29,6 +29,10 @@ class NoBackendError(InputValueError):
     """No backend can run this call under this policy; the message lists each one with its reasons."""
 
 
+class InstallationError(NormkitError, ImportError):
+    """A part of normkit is missing, or is of another version than the rest."""
+
+
 class PolicyError(InputValueError):
     """A fallback policy that contradicts itself, or an answer of it that does not fit the call."""
 

@@ -13,7 +13,7 @@ from threading import RLock
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from normkit import forks
-from normkit.errors import InputTypeError, InputValueError, NoBackendError, UnknownBackendError
+from normkit.errors import InputTypeError, InputValueError, InstallationError, NoBackendError, UnknownBackendError
 from normkit.interrupts import undisturbed
 from normkit.plans import forget
 from normkit.problem import Backend
@@ -229,7 +229,11 @@ def _load(name: str, imported: Callable[[], Any], install: str) -> Backend | Mis
         backend = factory() if callable(factory) else factory
     except ImportError as error:
         if name in BUILT_IN and (error.name or "").partition(".")[0] == "normkit":
-            raise  # a part of normkit is missing: a broken installation, not an absent extra
+            raise InstallationError(  # not an absent extra
+                f"normkit in {os.path.dirname(__file__)} is not whole: {error}; install it again, with all of its files",
+                name=error.name,
+                path=error.path,
+            ) from error
         if isinstance(error, ModuleNotFoundError):
             return Missing(f"{error.name} is not installed ({install})", quiet=True)
         if name in BUILT_IN and error.name == name:
