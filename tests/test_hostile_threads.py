@@ -243,6 +243,37 @@ print("done")
     assert script(THREADS + code) == "done"
 
 
+BUFFERED = """
+import atexit
+large = np.random.default_rng(0).normal(3, 2, (1024, 2, 1024)).astype(np.float32)
+ways = [  # rows that fit in a buffer, and one that does not
+    (large[..., ::2], {}), (large.astype(">f4"), {}), (large.swapaxes(0, 1), {"axis": (0, 2)}),
+    (large[..., ::-1], {"axis": (0, 1, 2)}), (large[..., ::2], {"mask": large[:, :1, :1] > 3}),
+]
+def buffered():
+    for x, options in ways:
+        assert "copied" in dict(nk.explain("layer_norm", x, backend="numba", **options).lines)["layout"]
+        y = nk.layer_norm(x, backend="numba", **options)
+        plain = nk.layer_norm(x.astype("f4", "C"), backend="numba", **options)
+        assert y.tobytes() == plain.tobytes()
+    print("right")
+"""
+
+
+def test_buffered_layouts_when_the_interpreter_ends(script):
+    """From then on Python starts no threads."""
+    assert script(CHECK + BUFFERED + "buffered(); import concurrent.futures; atexit.register(buffered)") == "right\nright"
+
+
+def test_buffered_layouts_where_python_may_start_no_thread(script):
+    code = """
+def refused(self): raise RuntimeError("can't start new thread")
+threading.Thread.start = refused
+buffered()
+"""
+    assert script(CHECK + BUFFERED + code) == "right"
+
+
 @pytest.mark.hostile
 def test_many_threads_that_come_and_go(script):
     code = """

@@ -1,12 +1,12 @@
 """Calls on arrays that no kernel takes where they lie: block by block through a buffer that fits in cache, never all at once.
 
-NumPy copies a block in, in the order of its elements; the rows kernels normalize it in place; NumPy copies it out.
+NumPy copies a block in, in the order of its elements; the rows kernels normalize it in place; NumPy copies it out. All on
+the calling thread: Python's threads cannot be had everywhere (at exit, where a limit forbids more), and did not pay.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from math import prod
 from typing import Any
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from normkit.problem import Operands, Problem
 
-from . import kernels, limits, threads
+from . import kernels, limits
 from .compiling import kernel
 from .sets import Sets, rows_shape
 
@@ -23,7 +23,7 @@ TILE_BYTES = 1 << 18
 
 
 def run(problem: Problem, operands: Operands, mask: NDArray[Any] | None) -> None:
-    """Normalize x through buffers, one for each thread."""
+    """Normalize x through a buffer."""
     kept = tuple(a for a in range(len(problem.shape)) if a not in problem.axes)
     if problem.op != "instance_norm":  # no parameter depends on the number of a row: neighbours in memory share cache lines
         kept = tuple(sorted(kept, key=lambda a: -abs(operands.x.strides[a])))
@@ -48,75 +48,54 @@ class _Tiled:
         self.mask = None if mask is None else mask.transpose(sets.order)
         self.weight, self.bias = sets.parameters(operands)
         self.shape = rows_shape(sets, 1, operands)
-        self.capacity = TILE_BYTES // self.dtype.itemsize
-        self.size = self.dtype.itemsize * operands.x.size
+        if mask is None:
+            runs, inner = self.shape[[kernels.RUNS, kernels.INNER]].tolist()
+            self.shape[kernels.GROUP] = limits.rows_at_once(self.problem, runs, inner)
+        capacity = min(TILE_BYTES // self.dtype.itemsize, operands.x.size)
+        self.buffer = np.empty(capacity, self.dtype)
+        self.flags = None if mask is None else np.empty(capacity, np.bool_)
 
     def rows(self) -> None:
         """Whole rows at a time."""
-        many, number = max(1, self.capacity // self.n), self.sets.number
-        self._share([(r, min(r + many, number)) for r in range(0, number, many)], self._some_rows)
-
-    def _some_rows(self, tiles: list[tuple[int, int]]) -> None:
-        buffer, flags = self._buffers()
-        for first, last in tiles:
-            x, yes = self._read(first * self.n, last * self.n, buffer, flags)
+        many, number = self.buffer.size // self.n, self.sets.number
+        name = "rows_serial" if self.mask is None else "masked_rows_serial"
+        for first in range(0, number, many):
+            last = min(first + many, number)
+            x, yes = self._read(first * self.n, last * self.n)
             shape, n = self.shape.copy(), last - first
             shape[kernels.ROWS], shape[kernels.GIVEN] = n, n if self.sets.given else 0
             weight, bias = self.weight, self.bias
             if not self.sets.apart and weight.size > 1:
                 weight, bias, shape[kernels.PERIOD] = weight[first:last], bias[first:last], n
             mean, var = (self.mean[first:last], self.var[first:last]) if self.mean.size > 1 else (self.mean, self.var)
-            name = "rows_serial" if yes is None else "masked_rows_serial"
             kernel(name, self.dtype)(x, x, yes, weight, bias, mean, var, shape, self.problem.eps)
             self._write(x, first * self.n)
 
     def row(self, r: int) -> None:
-        """A row that is larger than a buffer: moments of its pieces, then apply to its pieces."""
-        self.scratch, self.r = np.empty((-(-self.n // kernels.BLOCK), 5)), r
-        step = self.capacity // kernels.BLOCK * kernels.BLOCK
-        pieces = [(at, min(at + step, self.n)) for at in range(0, self.n, step)]
+        """A row that is larger than the buffer: moments of its pieces, then apply to its pieces."""
+        scratch, at = np.empty((-(-self.n // kernels.BLOCK), 5)), r * self.n
+        step = self.buffer.size // kernels.BLOCK * kernels.BLOCK
+        pieces = [(start, min(start + step, self.n)) for start in range(0, self.n, step)]
         if self.sets.given:
-            self.scratch[0, :3] = self.mean[r], 0.0, self.var[r]
+            scratch[0, :3] = self.mean[r], 0.0, self.var[r]
         else:
-            self._share(pieces, self._moments)
-            kernel("tile_merge", self.dtype)(self.scratch)
+            name = "tile_moments" if self.mask is None else "masked_tile_moments"
+            for start, stop in pieces:
+                x, yes = self._read(at + start, at + stop)
+                kernel(name, self.dtype)(x, yes, scratch, start, stop)
+            kernel("tile_merge", self.dtype)(scratch)
             if self.mean.size > 1 or self.shape[kernels.WANTED]:
-                self.mean[r], self.var[r] = self.scratch[0, 0] + self.scratch[0, 1], self.scratch[0, 2]
-        self._share(pieces, self._apply)
-
-    def _moments(self, pieces: list[tuple[int, int]]) -> None:
-        buffer, flags = self._buffers()
-        for start, stop in pieces:
-            x, yes = self._read(self.r * self.n + start, self.r * self.n + stop, buffer, flags)
-            kernel("tile_moments" if yes is None else "masked_tile_moments", self.dtype)(x, yes, self.scratch, start, stop)
-
-    def _apply(self, pieces: list[tuple[int, int]]) -> None:
-        buffer, _ = self._buffers()
+                self.mean[r], self.var[r] = scratch[0, 0] + scratch[0, 1], scratch[0, 2]
         weight, bias = self.weight, self.bias
         if not self.sets.apart and weight.size > 1:
-            weight, bias = weight[self.r : self.r + 1], bias[self.r : self.r + 1]
+            weight, bias = weight[r : r + 1], bias[r : r + 1]
         for start, stop in pieces:
-            x, _ = self._read(self.r * self.n + start, self.r * self.n + stop, buffer, None)
-            apply = kernel("tile_apply", self.dtype)
-            apply(x, weight, bias, self.scratch, self.shape, self.problem.eps, start, stop)
-            self._write(x, self.r * self.n + start)
+            x, _ = self._read(at + start, at + stop, masked=False)
+            kernel("tile_apply", self.dtype)(x, weight, bias, scratch, self.shape, self.problem.eps, start, stop)
+            self._write(x, at + start)
 
-    def _share(self, tiles: list[tuple[int, int]], work: Callable[[list[tuple[int, int]]], None]) -> None:
-        """Some of the tiles on each thread."""
-        with threads.sharing as chunks:
-            n = 1 if 2 * self.size < limits.PARALLEL_BYTES else min(chunks, len(tiles))
-            if n == 1:
-                work(tiles)
-                return
-            with ThreadPoolExecutor(n) as pool:
-                list(pool.map(work, [tiles[len(tiles) * i // n : len(tiles) * (i + 1) // n] for i in range(n)]))
-
-    def _buffers(self) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
-        size = max(self.capacity, self.n) if self.n <= self.capacity else self.capacity
-        return np.empty(size, self.dtype), None if self.mask is None else np.empty(size, np.bool_)
-
-    def _read(self, start: int, stop: int, buffer: NDArray[Any], flags: NDArray[np.bool_] | None) -> tuple[Any, Any]:
-        at = 0
+    def _read(self, start: int, stop: int, masked: bool = True) -> tuple[Any, Any]:
+        buffer, flags, at = self.buffer, self.flags if masked else None, 0
         for box in boxes(self.x.shape, start, stop):
             part = self.x[box]
             buffer[at : at + part.size].reshape(part.shape)[...] = part
