@@ -17,6 +17,7 @@ import numpy as np
 import normkit
 from normkit import registry, threads
 from normkit.errors import InstallationError
+from normkit.memory_limits import scopes
 
 PACKAGES = {
     "numpy": "needed",
@@ -139,12 +140,8 @@ def _cpuinfo(field: str) -> str:
 
 
 def _memory() -> str:
-    try:
-        fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        total, available = (int(fields[name].split()[0]) / 2**20 for name in ("MemTotal", "MemAvailable"))
-    except (OSError, KeyError, ValueError):
-        return "unknown"
-    return f"{total:.1f} GiB, {available:.1f} GiB available"
+    found = [f"{s.name} {s.granted / 2**30:.1f} GiB, {s.left / 2**30:.1f} GiB available" for s in scopes()]
+    return "; ".join(found).removeprefix("machine ") or "unknown"
 
 
 def _backends(table: registry.BackendTable) -> list[tuple[str, str]]:

@@ -2,15 +2,16 @@
 
 A block is idle when nobody but the pool refers to it. NumPy makes every view, however derived, refer to the array that owns
 the memory, so a block is lent again only when the output, all its views, and whatever holds them are gone. Nothing runs when
-an output dies; who needs memory next looks for an idle block.
+an output dies; who needs memory next looks for an idle block. What is kept is a small share of what this process is granted,
+and given back where little of that is left.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import time
 from math import prod
-from pathlib import Path
 from threading import Lock, get_ident
 from typing import Any, NamedTuple
 
@@ -18,18 +19,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from normkit.errors import InputTypeError, InputValueError
+from normkit.memory_limits import Scope, scopes
 
 SMALLEST = 1 << 18  # smaller outputs come from malloc, which keeps them by itself
 PAGE = 4096  # an output starts on one, so that its first vector can be streamed
 PATIENCE = 0.02  # seconds to wait for the pool, which others leave within microseconds
 WASTE = 1.05  # a block may be this much larger than what it is lent for
+MOST, SHARE = 1 << 30, 8  # bytes that are kept, unless somebody sets another limit, and at most 1/SHARE of what is granted
+TIGHT = 10  # nothing is kept where less than 1/TIGHT of what is granted would be left
+LOOK_SECONDS, LOOK_SHARE = 0.1, 64  # to look what is left takes 0.2 ms: again after that time, or 1/LOOK_SHARE of it in outputs
 
 
 class Block(NamedTuple):
-    """Memory that the pool knows, where in it an array may start, and how many bytes that array may have."""
+    """Memory that the pool knows, the part of it that an array may have, and the size of that in bytes.
+
+    Whoever has an output can reach the memory, and make it read-only, or an array of another shape. Nobody else has `part`.
+    """
 
     memory: NDArray[np.uint8]
-    offset: int
+    part: NDArray[np.uint8]
     size: int
 
 
@@ -40,13 +48,13 @@ _lock = Lock()
 def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
     """An uninitialized C-contiguous array, in memory that a dead one has left if there is some."""
     nbytes = prod(shape) * dtype.itemsize
-    if nbytes < SMALLEST or nbytes > _limit or not _counted:
+    if nbytes < SMALLEST or _limit == 0 or not _counted:
         return np.empty(shape, dtype)
     with _Alone() as mine:
         if not mine:
             return np.empty(shape, dtype)
         block = _idle_block(nbytes) or _new_block(nbytes)
-        return np.ndarray(shape, dtype, block.memory, block.offset)  # under the lock: from here on it is not idle
+        return np.ndarray(shape, dtype, block.part)  # under the lock: from here on it is not idle
 
 
 class _Alone:
@@ -87,8 +95,9 @@ def empty_cache() -> None:
 def set_cache_limit(nbytes: int) -> None:
     """Set how many bytes of outputs may be kept for reuse in this process; 0 keeps none.
 
-    At first it is the environment variable NORMKIT_POOL_LIMIT, or else 1 GiB, and at most an eighth of the machine's memory.
-    Outputs that live count as well, as they may be kept when they die. Under memory pressure nothing more is kept.
+    At first it is the environment variable NORMKIT_POOL_LIMIT, or else 1 GiB, and at most an eighth of what the machine, its
+    control groups (a container's limit), `ulimit -v` and `ulimit -d` grant. Outputs that live count as well, as they may be
+    kept when they die. Where less than a tenth of what is granted would be left, nothing is kept.
 
     Parameters
     ----------
@@ -115,7 +124,9 @@ def set_cache_limit(nbytes: int) -> None:
 
 def get_cache_limit() -> int:
     """How many bytes of outputs may be kept for reuse; see `set_cache_limit`."""
-    return _limit
+    if _limit is not None:
+        return _limit
+    return min([MOST, *(scope.granted // SHARE for scope in _look.fresh())])
 
 
 def held() -> int:
@@ -127,7 +138,7 @@ def held() -> int:
 def _idle_block(nbytes: int) -> Block | None:
     """The smallest idle block that fits without much waste, moved to the end: the end is what was used last."""
     if _blocks and _blocks[-1].size == nbytes and _idle(-1):
-        return _blocks[-1]
+        return _writeable(_blocks[-1])
     best = -1
     for i in range(len(_blocks)):
         size = _blocks[i].size
@@ -136,69 +147,88 @@ def _idle_block(nbytes: int) -> Block | None:
     if best < 0:
         return None
     _blocks.append(_blocks.pop(best))
-    return _blocks[-1]
+    return _writeable(_blocks[-1])
+
+
+def _writeable(block: Block) -> Block:
+    """An idle block, which somebody who had it may have frozen: NumPy asks the memory whether a view of it may be written."""
+    if not block.memory.flags.writeable:
+        block.memory.flags.writeable = True
+    return block
 
 
 def _new_block(nbytes: int) -> Block:
+    """Memory for an output, kept if there is room for it."""
+    tight = _look.tight(nbytes)
+    if tight:
+        _blocks.clear()
     try:
         memory = np.empty(nbytes + PAGE, np.uint8)
     except MemoryError:
         _blocks.clear()
         memory = np.empty(nbytes + PAGE, np.uint8)
-    block = Block(memory, -memory.ctypes.data % PAGE, nbytes)
-    if _under_pressure():
-        _blocks.clear()
-    elif _make_room(memory.nbytes):
+    block = _block(memory, nbytes)
+    if not tight and nbytes <= get_cache_limit() and _make_room(memory.nbytes):
         _blocks.append(block)
     return block
 
 
+def _block(memory: NDArray[np.uint8], nbytes: int) -> Block:
+    start = -memory.ctypes.data % PAGE
+    return Block(memory, memory[start : start + nbytes], nbytes)
+
+
 def _make_room(nbytes: int) -> bool:
     """Forget blocks, those used longest ago first, until so many bytes more are within the limit."""
-    total = sum(block.memory.nbytes for block in _blocks)
-    while _blocks and total + nbytes > _limit:
+    total, limit = sum(block.memory.nbytes for block in _blocks), get_cache_limit()
+    while _blocks and total + nbytes > limit:
         total -= _blocks.pop(0).memory.nbytes
-    return total + nbytes <= _limit
+    return total + nbytes <= limit
 
 
 def _idle(i: int) -> bool:
     return sys.getrefcount(_blocks[i].memory) == _idle_references
 
 
-def _under_pressure() -> bool:
-    """Whether less than a tenth of the machine's memory is available."""
-    try:
-        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        total, available = (int(lines[name].split()[0]) for name in ("MemTotal", "MemAvailable"))
-    except (OSError, KeyError, ValueError):
-        return False
-    return available * 10 < total
+class _Look:
+    """A look at what is granted and left, which is good for a while."""
+
+    def __init__(self) -> None:
+        self.seen: list[Scope] = []
+        self.until, self.since = -1.0, 0  # when to look again, and bytes of new outputs since the last time
+
+    def fresh(self) -> list[Scope]:
+        now = time.monotonic()
+        if now > self.until or self.since > min((scope.granted for scope in self.seen), default=0) // LOOK_SHARE:
+            self.seen, self.until, self.since = scopes(), now + LOOK_SECONDS, 0
+        return self.seen
+
+    def tight(self, nbytes: int) -> bool:
+        """Whether so many bytes more leave too little."""
+        self.since += nbytes
+        return any((scope.left - max(nbytes, self.since)) * TIGHT < scope.granted for scope in self.fresh())
 
 
-def _first_limit() -> int:
+def _first_limit() -> int | None:
     text = os.environ.get("NORMKIT_POOL_LIMIT", "")
-    if text.isdecimal():
-        return int(text)
-    try:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):
-        return 1 << 30
-    return min(1 << 30, memory // 8)
+    return int(text) if text.isdecimal() else None
 
 
 def _after_fork() -> None:
-    global _lock
+    global _lock, _look
     _lock, _Alone.within = Lock(), None  # another thread may have held it
+    _look = _Look()
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
-_limit = _first_limit()
+_limit: int | None = _first_limit()  # None: as much as `set_cache_limit` says
+_look = _Look()
 # References are counted exactly only under the GIL; what an idle block counts depends on the interpreter, so it is looked up.
 _counted = getattr(sys, "_is_gil_enabled", lambda: True)() and sys.implementation.name == "cpython"
 _idle_references = 0
-_blocks.append(Block(np.empty(1, np.uint8), 0, 1))
+_blocks.append(_block(np.empty(PAGE + 1, np.uint8), 1))
 while not _idle(0):
     _idle_references += 1
 _blocks.clear()

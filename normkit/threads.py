@@ -5,8 +5,8 @@ from __future__ import annotations
 import operator
 import os
 from functools import lru_cache
-from pathlib import Path
 
+from normkit.control_groups import folders, words
 from normkit.errors import InputTypeError, InputValueError
 
 _setting: int | None = None
@@ -75,34 +75,11 @@ def _variable(name: str) -> int | None:
 
 def _cgroup_quota() -> int | None:
     """Whole cores that the CPU quotas of this process's control groups grant (cgroup v2, else v1); None without a quota."""
-    v2 = [_cores(*_words(f"/sys/fs/cgroup{group}/cpu.max", 2)) for group in _control_groups("")]
+    v2 = [_cores(*words(f"{group}/cpu.max", 2)) for group in folders()]
     files = "cpu.cfs_quota_us", "cpu.cfs_period_us"
-    v1 = [_cores(*(_words(f"/sys/fs/cgroup/cpu{group}/{file}", 1)[0] for file in files)) for group in _control_groups("cpu")]
+    v1 = [_cores(*(words(f"{group}/{file}", 1)[0] for file in files)) for group in folders("cpu")]
     quotas = [q for q in v2 if q is not None] or [q for q in v1 if q is not None]
     return min(quotas, default=None)
-
-
-def _control_groups(controller: str) -> list[str]:
-    """The control group of this process and all around it, as far as they are to be seen: the last is the outermost.
-
-    cgroup v1 has a group for each controller; v2 has one for all, without a name.
-    """
-    try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        lines = []
-    groups = [line.split(":", 2) for line in lines if line.count(":") > 1]
-    group = next((path for _, controllers, path in groups if controller in controllers.split(",")), "")
-    parts = [part for part in group.split("/") if part not in ("", "..")]
-    return ["".join(f"/{part}" for part in parts[:n]) for n in range(len(parts), -1, -1)]
-
-
-def _words(path: str, number: int) -> list[str]:
-    try:
-        words = Path(path).read_text().split()
-    except OSError:
-        words = []
-    return words if len(words) == number else [""] * number
 
 
 def _cores(quota: str, period: str) -> int | None:

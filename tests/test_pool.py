@@ -9,6 +9,7 @@ import pytest
 
 import normkit as nk
 from normkit import pool
+from normkit.memory_limits import Scope
 
 FLOAT = np.dtype(np.float32)
 SHAPE = (1024, 512)  # 2 MiB
@@ -109,10 +110,77 @@ def test_limit_and_off():
 
 
 def test_nothing_is_kept_under_pressure(monkeypatch):
-    monkeypatch.setattr(pool, "_under_pressure", lambda: True)
-    del_me = pool.empty(SHAPE, FLOAT)
-    del del_me
+    kept = pool.empty(SHAPE, FLOAT)
+    del kept
+    assert pool.held() > 0
+    left = [1 << 40]
+    monkeypatch.setattr(pool, "scopes", lambda: [Scope("machine", 1 << 40, 1 << 40), Scope("control group", 1 << 28, left[0])])
+    monkeypatch.setattr(pool, "_look", pool._Look())
+    left[0] = (1 << 28) // 10 + (3 << 20)
+    other = pool.empty((SHAPE[0] * 2, SHAPE[1]), FLOAT)  # 4 MiB, which would leave less than a tenth
     assert pool.held() == 0
+    del other
+    assert pool.held() == 0
+    assert not pool._blocks
+
+
+def test_what_is_kept_is_a_small_share_of_what_is_granted(monkeypatch):
+    nk.set_cache_limit(1 << 30)
+    monkeypatch.setattr(pool, "_limit", None)
+    for granted, limit in (([], 1 << 30), ([1 << 40], 1 << 30), ([1 << 40, 600 << 20, 1 << 30], 75 << 20)):
+        monkeypatch.setattr(pool, "scopes", lambda granted=granted: [Scope("", n, n) for n in granted])
+        monkeypatch.setattr(pool, "_look", pool._Look())
+        assert nk.get_cache_limit() == limit
+    kept = [pool.empty((9 << 20,), np.dtype(np.float32)) for _ in range(5)]  # 36 MiB each, of 75
+    del kept
+    assert 36 << 20 <= pool.held() <= 75 << 20
+
+
+def test_the_system_is_not_asked_for_each_output(monkeypatch):
+    asked = []
+    monkeypatch.setattr(pool, "scopes", lambda: asked.append(1) or [Scope("machine", 1 << 34, 1 << 34)])
+    monkeypatch.setattr(pool, "LOOK_SECONDS", 3600)
+    monkeypatch.setattr(pool, "_look", pool._Look())
+    kept = [pool.empty(SHAPE, FLOAT) for _ in range(64)]  # 128 MiB; a 64th of what is granted is 256
+    assert len(asked) == 1
+    kept += [pool.empty(SHAPE, FLOAT) for _ in range(66)]
+    assert len(asked) == 2
+    del kept
+
+
+def freeze_shape(base):
+    base.shape = (2, -1)
+
+
+FREEZES = {
+    "y": lambda y: [y.setflags(write=False)],
+    "its base": lambda y: [y.setflags(write=False), y.base.setflags(write=False)],
+    "its base, not y": lambda y: [y.base.setflags(write=False)],
+    "the shape of its base": lambda y: [freeze_shape(y.base)],
+    "the dtype of its base": lambda y: [setattr(y.base, "dtype", np.uint16)],
+}
+
+
+@pytest.mark.parametrize("freeze", FREEZES)
+def test_what_becomes_of_an_output_is_nothing_to_the_next(freeze, same_bits):
+    x = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)
+    mask = np.ones(SHAPE, bool)
+    expected = nk.layer_norm(x).copy()
+    for options in ({}, {"mask": mask}, {"return_stats": True}):
+        for given in (x, x.astype(">f4"), np.asfortranarray(x)):
+            nk.empty_cache()
+            first = pool.empty(SHAPE, FLOAT)
+            where = place(first)
+            FREEZES[freeze](first)
+            del first
+            y = nk.layer_norm(given, **options)
+            y = y[0] if options.get("return_stats") else y
+            assert place(y) == where
+            same_bits(np.ascontiguousarray(y), expected)
+            assert y.flags.writeable
+            y.setflags(write=False)
+            y.setflags(write=True)
+            y += 1
 
 
 def test_blocks_fit_without_waste():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import normkit as nk
+from normkit import control_groups
 from normkit import threads as module
 
 
@@ -21,16 +22,7 @@ def granted(monkeypatch):
             monkeypatch.setenv(name, value)
         monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)), raising=False)
 
-        class Imagined:
-            def __init__(self, path):
-                self.path = str(path)
-
-            def read_text(self):
-                if self.path not in (files or {}):
-                    raise FileNotFoundError(self.path)
-                return files[self.path]
-
-        monkeypatch.setattr(module, "Path", Imagined)
+        monkeypatch.setattr(control_groups, "text", lambda path: (files or {}).get(str(path), ""))
         module.granted.cache_clear()
         return module.granted()
 
