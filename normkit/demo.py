@@ -28,20 +28,23 @@ from rich.table import Table
 
 import normkit as nk
 from normkit import registry
+from normkit.bench.machine import done_between, load_average, work_of_others
 from normkit.errors import DegenerateShapeError
 
 Pixels = NDArray[np.float32]  # (H, W, 3), 0 .. 1 before normalization
 
 MOST_PIXELS = 4_000_000
+BUSY = 0.2  # cores that others may use before it is told
 ROUNDS, SECONDS = 15, 2.0  # of timing, whichever is used up first
 GAIN, OFFSET = np.array([[0.62, 0.38, 0.20], [0.22, 0.08, 0.01]], np.float32)  # tungsten light, washed out; stays in 0 .. 1
+WIDTH = 80  # columns of what is printed into a file or a pipe, and of many a terminal: everything fits them
 POLICIES = {
-    "torch(), the default": nk.FallbackPolicy.torch(),
-    "onnx()": nk.FallbackPolicy.onnx(),
-    "(single_element='identity')": nk.FallbackPolicy(single_element="identity"),
-    "(single_element='layer_norm')": nk.FallbackPolicy(single_element="layer_norm"),
-    "(single_element='running')": nk.FallbackPolicy(single_element="running"),
-    "(single_element=lambda p: p.x / 2)": nk.FallbackPolicy(single_element=lambda problem: problem.x / 2),
+    "'raise', the default": nk.FallbackPolicy(single_element="raise"),
+    "'bias'": nk.FallbackPolicy(single_element="bias"),
+    "'identity'": nk.FallbackPolicy(single_element="identity"),
+    "'layer_norm'": nk.FallbackPolicy(single_element="layer_norm"),
+    "'running'": nk.FallbackPolicy(single_element="running"),
+    "lambda p: p.x / 2": nk.FallbackPolicy(single_element=lambda problem: problem.x / 2),
 }
 
 
@@ -60,10 +63,11 @@ class Contender(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """Who took part, and how far apart the backends are."""
+    """Who took part, how far apart the backends are, and how many cores other processes kept busy meanwhile."""
 
     contenders: list[Contender]
     apart: float
+    busy: float
 
 
 def run(image: str | None, output: str) -> None:
@@ -72,9 +76,9 @@ def run(image: str | None, output: str) -> None:
     check_writable(output)
     console = Console(highlight=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=110)
+        console = Console(highlight=False, width=WIDTH)
     height, width, _ = photo.shape
-    name = Path(image).name if image else "Grace Hopper's portrait, from matplotlib's sample data"
+    name = Path(image).name if image else "Grace Hopper, from matplotlib"
     console.print(f"normkit {nk.__version__} on {name}: {width} x {height} pixels, float32\n", markup=False)
     with nk.using(policy=nk.FallbackPolicy.onnx()), console.status("compiling, checking, timing"):  # 1 pixel shall be erased
         x = channels_first(photo)
@@ -83,8 +87,8 @@ def run(image: str | None, output: str) -> None:
         figure = draw(photo)
     console.print(table(f"InstanceNorm of {x.shape}: each channel over its {width * height} pixels", instance))
     console.print(table(f"LayerNorm of {photo.shape}: each pixel over its 3 colours", layer))
-    if (load := _load()) > (cores := nk.get_num_threads()):
-        console.print(f"[yellow]This machine has been busy (load {load:.1f} on {cores} cores): it may do better than this.\n")
+    if others := _others(max(instance.busy, layer.busy)):
+        console.print(f"[yellow]{others}: it may do better than this.\n")
     console.print(single_element())
     try:
         figure.savefig(output, format="png", dpi=120)
@@ -177,24 +181,29 @@ def compare(ours: Callable[[Pixels, str], Pixels], x: Pixels, axis: Any) -> Comp
             calls[f"normkit, backend {name!r}"] = partial(ours, name=name)  # type: ignore[call-arg]
     errors = [(_error(call, x, axis), _error(call, x + np.float32(10_000), axis)) for call in calls.values()]
     rounds: list[list[float]] = []
-    end = perf_counter() + SECONDS
+    before, start = work_of_others({os.getpid()}), perf_counter()
+    end = start + SECONDS
     while len(rounds) < 3 or (len(rounds) < ROUNDS and perf_counter() < end):
         rounds.append([_time(call, x) for call in calls.values()])
+    busy = done_between(before, work_of_others({os.getpid()})) / (perf_counter() - start)
     milliseconds = [1e3 * median(column) for column in zip(*rounds, strict=True)]
     speeds = [median(times[0] / times[i] for times in rounds) for i in range(len(calls))]
     rows = zip(calls, errors, milliseconds, speeds, strict=True)
     results = [call(x) for call in calls.values()][1:]
     apart = max(float(np.max(np.abs(y - results[0]))) for y in results)
-    return Comparison([Contender(name, *both, time, speed) for name, both, time, speed in rows], apart)
+    return Comparison([Contender(name, *both, time, speed) for name, both, time, speed in rows], apart, busy)
 
 
 def _error(call: Callable[[Pixels], Any], x: Pixels, axis: Any) -> float:
     return float(np.max(np.abs(call(x) - plain_norm(x.astype(np.longdouble), axis))))
 
 
-def _load() -> float:
-    """Processes that want to run, the mean of the last minute; 0 where nothing tells."""
-    return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+def _others(busy: float) -> str:
+    """Who else was at work meanwhile, where something tells; empty if nobody was."""
+    cores, load = nk.get_num_threads(), load_average()
+    if busy >= BUSY:
+        return f"Other processes kept {busy:.1f} cores busy meanwhile"
+    return f"This machine has been busy (load {load:.1f} on {cores} cores)" if load > cores else ""
 
 
 def _time(call: Callable[[Pixels], Any], x: Pixels) -> float:
@@ -207,11 +216,12 @@ def table(title: str, comparison: Comparison) -> Table:
     """Contenders with their errors and times."""
     grid = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, caption_justify="left")
     grid.caption = (
-        f"  The backends agree with each other to {comparison.apart:.0e}. Error: the largest, against long double.\n"
+        f"  The backends agree to {comparison.apart:.0e}. Error: the largest, against long double.\n"
         "  Time: the median, taking turns. Speed: NumPy's time over this one's.\n"
+        "  Backend 'numpy' is the reference: slower, as it sums in float64.\n"
     )
-    grid.add_column("", min_width=30)
-    for heading in ("error", "error of x + 10,000", "time", "speed of NumPy"):
+    grid.add_column("", min_width=25)
+    for heading in ("error", "error of\nx + 10,000", "time", "speed,\nNumPy = 1"):
         grid.add_column(heading, justify="right")
     for c in comparison.contenders:
         figures = f"{c.error:.0e}", f"{c.offset_error:.0e}", f"{c.milliseconds:.3g} ms", f"{c.speed:.2g} x"
@@ -224,20 +234,21 @@ def single_element() -> Table:
     x = np.random.default_rng(0).normal(3, 2, (128, 512, 1, 1)).astype(np.float32)
     running = np.full(512, 3, np.float32), np.full(512, 4, np.float32)
     grid = Table(
-        title=f"InstanceNorm of {x.shape}: one spatial element, x = {_head(x)} ...",
+        title=f"InstanceNorm of {x.shape}, one spatial element, x = {_head(x)} ...\n"
+        "with policy=nk.FallbackPolicy(single_element=...)",
         title_justify="left",
         title_style="bold",
         box=box.SIMPLE_HEAD,
     )
-    for heading in ("policy=nk.FallbackPolicy ...", "y", "which is"):
+    for heading in ("single_element=", "y", "which is"):
         grid.add_column(heading)
-    meanings = ["", "the bias: x is erased", "x", "x over its 512 channels", "(x - running mean) / running std", "what you say"]
+    meanings = ["", "the bias: x is erased", "x", "x over its 512 channels", "by running mean and variance", "what you say"]
     for (name, policy), meaning in zip(POLICIES.items(), meanings, strict=True):
         try:
             stats = running if policy.answer("instance_norm") == "running" else ()
             y = _head(nk.instance_norm(x, *stats, policy=policy)) + " ..."
         except DegenerateShapeError:
-            y, meaning = "raises DegenerateShapeError", "its text names your choices"
+            y, meaning = "DegenerateShapeError", "whose text has your choices"
         grid.add_row(name, y, meaning)
     return grid
 

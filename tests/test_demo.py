@@ -5,6 +5,7 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 import normkit as nk
 from normkit import demo
@@ -149,7 +150,7 @@ def test_the_sample_photograph(tmp_path, capsys, quick):
     output = tmp_path / "b.png"
     assert main(["demo", "--output", str(output)]) == 0
     out = capsys.readouterr().out
-    for text in ("'numba'", "'numpy'", "(1, 3, 600, 512)", "raises DegenerateShapeError", "erased", str(output)):
+    for text in ("'numba'", "'numpy'", "(1, 3, 600, 512)", "DegenerateShapeError", "erased", "the reference", str(output)):
         assert text in out
     with Image.open(output) as image:
         assert image.width > 1500
@@ -175,8 +176,38 @@ def test_instance_norm_takes_exposure_out():
     assert (photo * demo.GAIN + demo.OFFSET).max() <= 1
 
 
-@pytest.mark.parametrize("load", [0.0, 1000.0])
-def test_a_busy_machine_is_named(load, tmp_path, capsys, quick, monkeypatch):
-    monkeypatch.setattr(demo, "_load", lambda: load)
+def test_it_fits_a_terminal_of_80_columns(tmp_path, quick):
+    """Every column of every table, whole: what decides stands in the last one."""
+    console = Console(width=80, file=io.StringIO(), highlight=False)
+    longest = demo.Contender("normkit, backend 'numba'", 1.234e-12, 1.234e-12, 12345.6, 123456.0)
+    console.print(demo.table("InstanceNorm of (1, 3, 2000, 2000): each channel over its 4000000 pixels", longest_of(longest)))
+    console.print(demo.single_element())
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert not any("\N{HORIZONTAL ELLIPSIS}" in line for line in lines)
+    assert sum("1.2e+05 x" in line for line in lines) == 3
+    for name in demo.POLICIES:
+        assert any(line.strip().startswith(name) for line in lines)  # in one line
+
+
+def longest_of(contender):
+    return demo.Comparison([contender] * 3, 1.234e-12, 0.0)
+
+
+def test_lines_around_the_tables_fit_too(tmp_path, capsys, quick, monkeypatch):
+    monkeypatch.setattr(demo, "load_average", lambda: 1000.0)
+    monkeypatch.chdir(tmp_path)
+    assert main(["demo"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert any(line.startswith("normkit") and line.endswith("float32") for line in lines)
+
+
+@pytest.mark.parametrize(("load", "others"), [(0.0, 0.0), (1000.0, 0.0), (0.0, 1.5)])
+def test_a_busy_machine_is_named(load, others, tmp_path, capsys, quick, monkeypatch):
+    monkeypatch.setattr(demo, "load_average", lambda: load)
+    monkeypatch.setattr(demo, "done_between", lambda before, after: others * 1e6)
     main(["demo", saved(picture("RGB"), tmp_path / "a.png"), "--output", str(tmp_path / "b.png")])
-    assert ("busy (load 1000.0" in capsys.readouterr().out) == (load > 0)
+    said = capsys.readouterr().out
+    assert ("busy (load 1000.0" in said) == (load > 0)
+    assert ("cores busy meanwhile" in said) == (others > 0)

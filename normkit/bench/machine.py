@@ -46,6 +46,14 @@ def done_between(before: dict[str, float], after: dict[str, float]) -> float:
     return sum(max(0.0, seconds - before.get(thread, 0.0)) for thread, seconds in after.items())
 
 
+def load_average() -> float:
+    """Processes that want to run, the mean of the last minute; 0 where nothing tells."""
+    try:
+        return os.getloadavg()[0]
+    except (AttributeError, OSError):  # Windows has none
+        return 0.0
+
+
 def _caches() -> str:
     levels = []
     for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
