@@ -2,7 +2,10 @@
 #   make demo             normalize a photograph, on every backend here
 #   make test             run the tests
 #   make test-hostile     run what takes longer, or root: faults, forks, threads, interrupts, 100,000 fuzzed calls
-#   make lint             ruff and mypy
+#   make test-floors      run them with the oldest NumPy and Numba that pyproject.toml allows, in .venv-floors
+#   make test-no-numba    run what does without Numba, in .venv-no-numba
+#   make lint             ruff, mypy, and the workflow files
+#   make dist             sdist and wheel in dist/, checked as an index would
 #   make bench            run the asv suite on the working tree (BENCH=regex for a part of it)
 #   make bench-compare BASE=rev   compare HEAD with a revision, and fail on a regression
 #   make bench-html       publish the results as a site in .asv/html
@@ -24,7 +27,7 @@ endif
 VERSION := $(shell $(PYTHON) -c 'import sys; print(*sys.version_info[:2], sep=".")' 2>/dev/null)
 MADE := $(VENV)/.made-$(VERSION)
 
-.PHONY: demo test test-hostile lint bench bench-compare bench-html clean
+.PHONY: demo test test-floors test-no-numba test-hostile lint dist bench bench-compare bench-html clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.ready-demo
@@ -36,10 +39,30 @@ test: $(VENV)/.ready-test
 test-hostile: $(VENV)/.ready-hostile
 	$(BIN)/pytest -m "" tests/test_hostile_*.py tests/test_reliability_*.py tests/test_fuzz.py
 
+# The floors are read from pyproject.toml: whoever raises one there raises it here. 2.0 stands for the last 2.0.x.
+FLOORS = $(shell sed -n 's/^dependencies = \[\(.*\)\]/\1/p' pyproject.toml | tr -d '",' | sed 's/>=\([0-9.]*\)/==\1.*/g')
+test-floors:
+	$(MAKE) VENV=.venv-floors .venv-floors/.ready-test
+	.venv-floors/bin/python -m pip install --quiet --disable-pip-version-check $(foreach floor,$(FLOORS),'$(floor)')
+	.venv-floors/bin/pytest
+
+# Files that are not about one engine; in them, what is about Numba says so and is left out.
+NO_NUMBA = cli functional laws layers layout policy problem registry validation
+test-no-numba:
+	$(MAKE) VENV=.venv-no-numba .venv-no-numba/.ready-test
+	.venv-no-numba/bin/python -m pip uninstall --quiet --yes numba llvmlite
+	.venv-no-numba/bin/pytest $(NO_NUMBA:%=tests/test_%.py)
+
 lint: $(VENV)/.ready-test $(VENV)/.ready-lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+
+dist: $(VENV)/.ready-release
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
 
 # Results are kept under the commit that is checked out; an uncommitted change counts as a part of it.
 bench: $(VENV)/.ready-bench
@@ -58,7 +81,7 @@ bench-html: $(VENV)/.ready-bench
 	$(BIN)/python asv_bench/site.py
 
 clean:
-	rm -rf $(VENV) .asv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis normkit-demo.png
+	rm -rf $(VENV) .venv-floors .venv-no-numba .asv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis normkit-demo.png
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # An editable installation with one extra.

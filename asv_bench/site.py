@@ -41,7 +41,7 @@ def main() -> int:
     for name, (package, path) in FILES.items():
         shutil.copy(MODULES / "node_modules" / package.rpartition("@")[0] / path, SITE / "vendor" / name)
     page = SITE / "index.html"
-    page.write_text(LINK.sub(_local, page.read_text()))
+    page.write_text(LINK.sub(_local, page.read_text(encoding="utf-8")), encoding="utf-8")
     print(f"the site is complete: {page} (serve it with {Path(sys.executable).name} -m http.server -d {SITE})")
     return 0
 

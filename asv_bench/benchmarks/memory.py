@@ -48,12 +48,12 @@ class PeakMemory:
 def _reset_peak() -> int:
     """Bytes resident now; from here on the kernel records a new peak."""
     try:
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     except OSError:
         raise NotImplementedError("needs Linux's /proc/self/clear_refs") from None
     return _status("VmRSS")
 
 
 def _status(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))

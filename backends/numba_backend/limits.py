@@ -17,7 +17,7 @@ from .simd import WIDTH
 def cache_bytes(index: int, otherwise: int) -> int:
     """The size of a cache of this CPU: 0 is L1, 3 the last one."""
     try:
-        size = Path(f"/sys/devices/system/cpu/cpu0/cache/index{index}/size").read_text()
+        size = Path(f"/sys/devices/system/cpu/cpu0/cache/index{index}/size").read_text(encoding="utf-8")
         return int(size.strip().removesuffix("K")) << 10
     except (OSError, ValueError):
         return otherwise

@@ -21,7 +21,7 @@ def describe() -> dict[str, str]:
 def cpu_model() -> str:
     """The model's name, with family and model numbers where the name alone would not tell it."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
     except OSError:
         return platform.processor() or platform.machine()
     facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
@@ -37,7 +37,7 @@ def work_of_others(own: set[int]) -> dict[str, float]:
         _, _, process, _, thread, _ = file.split("/")
         if int(process) not in own:
             with suppress(OSError):  # it has ended meanwhile
-                work[thread] = int(Path(file).read_text().split()[0]) / 1e9
+                work[thread] = int(Path(file).read_text(encoding="utf-8").split()[0]) / 1e9
     return work
 
 
@@ -57,7 +57,7 @@ def load_average() -> float:
 def _caches() -> str:
     levels = []
     for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
-        level, kind, size = ((index / name).read_text().strip() for name in ("level", "type", "size"))
+        level, kind, size = ((index / name).read_text(encoding="utf-8").strip() for name in ("level", "type", "size"))
         if kind != "Instruction":
             levels.append(f"L{level} {size}")
     return ", ".join(levels)

@@ -285,7 +285,7 @@ def write_markdown(run: Run, file: Path, picture: str | None = None) -> None:
     """Put the tables between the marks of a document, or into a new one."""
     text = f"{BEGIN}\n\n{markdown(run, picture)}\n{END}"
     before, after = "", "\n"
-    if file.exists() and BEGIN in (old := file.read_text()):
+    if file.exists() and BEGIN in (old := file.read_text(encoding="utf-8")):
         before, _, rest = old.partition(BEGIN)
         after = rest.partition(END)[2]
-    file.write_text(before + text + after)
+    file.write_text(before + text + after, encoding="utf-8")

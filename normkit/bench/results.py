@@ -206,13 +206,13 @@ class Run:
 
     def save(self, file: Path) -> None:
         """Write it as JSON."""
-        file.write_text(self.dumps() + "\n")
+        file.write_text(self.dumps() + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, file: Path) -> Run:
         """Read what `save` wrote."""
         try:
-            return cls.from_json(json.loads(file.read_text()))
+            return cls.from_json(json.loads(file.read_text(encoding="utf-8")))
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{file} is not a result that --json wrote: {type(error).__name__} {error}") from None
 

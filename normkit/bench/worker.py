@@ -119,7 +119,7 @@ def die_with_parent() -> None:
 def main(name: str) -> None:
     """Serve until the runner closes the pipe. What libraries print goes to stderr."""
     die_with_parent()
-    answers = os.fdopen(os.dup(1), "w")
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     worker = Worker(CONTENDERS[name])
     for line in sys.stdin:
