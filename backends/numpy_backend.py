@@ -56,7 +56,9 @@ def normalize(problem: Problem, operands: Operands) -> None:
             if operands.mean is not None and operands.var is not None:
                 operands.mean[...], operands.var[...] = mean, var
         std = np.sqrt(var + problem.eps)
-        y = np.divide(deviation, std, out=np.zeros_like(deviation), where=std != 0)  # eps = 0 and no variance: 0, not NaN
+        y = np.divide(
+            deviation, std, out=deviation - deviation, where=std != 0
+        )  # eps = 0 and no variance: 0; NaN of NaN and Inf
         if operands.weight is not None:
             y *= operands.weight.astype(np.float64).reshape(problem.affine_shape)
         if operands.bias is not None:

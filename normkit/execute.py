@@ -6,15 +6,16 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from normkit import answers
 from normkit import policy as policies
 from normkit.dispatch import choose, loud, news, refusal, stepping_down
 from normkit.errors import DegenerateShapeError, FallbackWarning, PolicyError, RunningStatsWarning
 from normkit.explain import degenerate_text, masked_text
-from normkit.masks import empty_sets
+from normkit.masks import Degenerate, degenerate_sets
 from normkit.overlap import may_share_memory, place
 from normkit.plans import Plan, keep, keepable
 from normkit.policy import FallbackPolicy
@@ -30,29 +31,50 @@ def execute(call: Call, return_stats: bool, backend: str | None, policy: Fallbac
     policy = ambient.policy if policy is None else policies.checked(policy)
     name = ambient.backend if backend is None else backend
     problem, operands, running = call
+    instead = prepared = None
     if problem.degenerate:
         answer = policy.answer(problem.op)
         if callable(answer):
             return _answered_by(answer, problem, operands, return_stats)
         problem, operands, running = _resolved(answer, call, degenerate_text)
-    empty = None
-    if problem.masked and problem.statistics == "input" and (empty := empty_sets(problem, operands.mask)) is not None:
-        instead = _instead(Call(problem, operands, running), empty, policy, name)
-    if problem.statistics == "given" and operands.mean is None:
-        assert running is not None
-        operands.mean, operands.var = (_as_stats(s, problem) for s in (running.mean, running.var))
+        prepared = None if answer == "bias" and problem.masked else answers.prepared(answer, problem)
+    if problem.masked and problem.statistics == "input" and (few := degenerate_sets(problem, operands.mask)) is not None:
+        instead = _instead(Call(problem, operands, running), few, policy, name, return_stats)
+    _give_statistics(problem, operands, running)
     engine = _engine(problem, policy, name)
     out = operands.out
-    y = _run(engine, problem, operands, wants_stats=return_stats or running is not None)
-    if empty is not None:
-        with np.errstate(all="ignore"):  # a bias may be wider than y
-            y[...] = np.where(empty, instead.astype(y.dtype), y)
-    as_it_was = running is None and problem.statistics == "input" and operands.out is (y if out is None else out)
-    if as_it_was and keepable(arguments):
-        _keep(arguments, engine, problem, operands, out, policy, name)
+    y = _run(engine, problem, operands, return_stats or running is not None, prepared)
+    if instead is not None:
+        _put(y, instead.parts)
+    as_it_was = running is None and (problem.statistics == "input" or prepared is not None)
+    if as_it_was and operands.out is (y if out is None else out) and keepable(arguments) and _silent(problem, policy, name):
+        plan = _plan(engine, problem, operands, out, return_stats, prepared)
+        if plan is not None:
+            keep(arguments, operands.x.shape, plan)
     if running is not None and problem.statistics == "input":
         _update(running, operands, problem)
-    return (y, *_mean_and_rstd(problem, operands)) if return_stats else y
+    if not return_stats:
+        return y
+    mean, rstd = _mean_and_rstd(problem, operands)
+    if instead is not None and instead.mean is not None:
+        _put(mean, [(instead.mean, instead.where)])
+        _put(rstd, [(instead.rstd, instead.where)])
+    return y, mean, rstd
+
+
+class Instead(NamedTuple):
+    """What the policy puts where a mask leaves too little of a set."""
+
+    where: Array
+    parts: list[tuple[Array, Array]]  # of y: values, and where they go
+    mean: Array | None = None  # what they were normalized with; None: what is left itself
+    rstd: Array | None = None
+
+
+def _put(a: Array, parts: list[tuple[Array, Array]]) -> None:
+    with np.errstate(all="ignore"):  # a bias may be wider than y
+        for values, where in parts:
+            np.copyto(a, values.astype(a.dtype), where=where)
 
 
 def _engine(problem: Problem, policy: FallbackPolicy, name: str | None) -> Backend:
@@ -72,29 +94,32 @@ def _depth() -> int:
     return depth
 
 
-def _keep(
-    arguments: Any, engine: Backend, problem: Problem, operands: Operands, out: Array | None, policy: FallbackPolicy,
-    name: str | None,
-) -> None:  # fmt: skip
-    """Keep a plan for calls like this one, if nothing is to be said each time: the backend's own, or the run itself."""
-    if policy.on_fallback == "warn" and loud(choose(problem, policy, name)):
-        return
-    plan = getattr(engine, "replay", lambda *_: None)(problem, operands, out) if operands.mean is None else None
+def _silent(problem: Problem, policy: FallbackPolicy, name: str | None) -> bool:
+    """Whether nothing is to be said each time of the backend that runs."""
+    return not (policy.on_fallback == "warn" and loud(choose(problem, policy, name)))
+
+
+def _plan(
+    engine: Backend, problem: Problem, operands: Operands, out: Array | None, wants_stats: bool, prepared: Prepared | None
+) -> Plan | None:
+    """A plan for calls like this one: the backend's own, or the run itself."""
+    plan = None
+    if prepared is None and operands.mean is None:
+        plan = getattr(engine, "replay", lambda *_: None)(problem, operands, out)
     if plan is None and problem.family == "numpy" and not problem.masked:
-        plan = _again(engine, problem, operands, out)
-    if plan is not None:
-        keep(arguments, operands.x.shape, plan)
+        plan = _again(engine, problem, operands, out, wants_stats, prepared or engine.prepare(problem))
+    return plan
 
 
-def _again(engine: Backend, problem: Problem, like: Operands, out: Array | None) -> Plan:
+def _again(engine: Backend, problem: Problem, like: Operands, out: Array | None, wants_stats: bool, prepared: Prepared) -> Plan:
     """A plan that runs the problem again, on NumPy arrays of the kinds of these."""
-    prepared, wants_stats = engine.prepare(problem), like.mean is not None
     kinds = [kind(a) for a in (like.x, like.weight, like.bias, out)]
+    given = (like.mean, like.var) if problem.statistics == "given" else (None, None)
 
     def plan(x: Array, weight: Array, bias: Array, out: Array) -> Any:
         if not all(map(of_kind, (x, weight, bias, out), kinds)) or not (out is None or out.flags.writeable):
             return None
-        operands = Operands(x, weight, bias, out)
+        operands = Operands(x, weight, bias, out, *given)
         y = _run(engine, problem, operands, wants_stats, prepared)
         return (y, *_mean_and_rstd(problem, operands)) if wants_stats else y
 
@@ -125,27 +150,41 @@ def _overlaps(out: Array, operands: Operands) -> bool:
     return any(a is not None and may_share_memory(out, a) for a in others)
 
 
-def _instead(call: Call, empty: Array, policy: FallbackPolicy, name: str | None) -> Array:
-    """What the policy puts where the mask leaves no element: something that broadcasts to the output."""
+def _instead(call: Call, few: Degenerate, policy: FallbackPolicy, name: str | None, return_stats: bool) -> Instead:
+    """What the policy puts where the mask leaves fewer than two elements: before the run, as out may lie over anything."""
     problem, operands, running = call
-    answer = policy.answer(problem.op)
+    answer, where = policy.answer(problem.op), few.either
 
     def text(problem: Problem) -> str:
-        return masked_text(problem, int(np.broadcast_to(empty, problem.stats_shape).sum()))
+        return masked_text(problem, few)
 
+    operands = replace(operands, out=None)
     if callable(answer):
-        return _answered_by(answer, problem, replace(operands, out=None), return_stats=False)
+        return Instead(where, [(_answered_by(answer, problem, operands, return_stats), where)])
+    prepared = answers.prepared(answer, problem)
     if answer == "bias":
-        if operands.bias is None:
-            return _zeros((), operands.x)
-        return operands.bias.reshape(problem.affine_shape).copy()  # out may lie over it
-    other, arrays, running = _resolved(answer, Call(problem, replace(operands, out=None), running), text)
-    if other.statistics == "given" and arrays.mean is None:
-        assert running is not None
-        arrays.mean, arrays.var = (_as_stats(s, problem) for s in (running.mean, running.var))
-    if other.statistics == "input" and (still := empty_sets(other, arrays.mask)) is not None and (still & empty).any():
-        raise DegenerateShapeError(f"{text(problem)}\n  The policy's single_element={answer!r} finds no element there either.")
-    return _run(_engine(other, policy, name), other, arrays, wants_stats=False)
+        return Instead(where, _bias(problem, operands, few, prepared))
+    other, operands, running = _resolved(answer, Call(problem, operands, running), text)
+    still = degenerate_sets(other, operands.mask) if other.statistics == "input" else None
+    if still is not None and (still.either & where).any():
+        raise DegenerateShapeError(
+            f"{text(problem)}\n  The policy's single_element={answer!r} finds fewer than two elements there as well."
+        )
+    _give_statistics(other, operands, running)
+    y = _run(_engine(other, policy, name), other, operands, return_stats, prepared)
+    return Instead(where, [(y, where)], *(_mean_and_rstd(other, operands) if return_stats else ()))
+
+
+def _bias(problem: Problem, operands: Operands, few: Degenerate, prepared: Prepared | None) -> list[tuple[Array, Array]]:
+    """The bias, and where it goes: all over the set. An element that is left alone gives what it gives without a mask."""
+    bias = answers.shift(problem, operands)
+    if prepared is None:
+        return [(bias, few.either & ~operands.mask)]
+    if not few.single.any():
+        return [(bias, few.empty)]
+    alone = replace(operands, out=np.empty_like(operands.x, operands.x.dtype.newbyteorder("=")), mean=None, var=None)
+    prepared(alone)
+    return [(bias, few.either), (alone.out, few.single & operands.mask)]
 
 
 def _resolved(answer: str, call: Call, text: Callable[[Problem], str]) -> Call:
@@ -155,7 +194,8 @@ def _resolved(answer: str, call: Call, text: Callable[[Problem], str]) -> Call:
         case "bias":
             return Call(problem, operands)  # the variance of one element is unknown: nothing to add to running statistics
         case "identity":
-            operands.mean = _zeros(problem.stats_shape, operands.x)
+            kept = tuple(n if a in problem.affine_axes else 1 for a, n in enumerate(problem.stats_shape))
+            operands.mean = answers.zeros(kept, operands.x)
             operands.var = operands.mean + 1
             return Call(replace(problem, statistics="given", eps=0.0), operands)
         case "layer_norm" if problem.op == "instance_norm":
@@ -173,11 +213,6 @@ def _resolved(answer: str, call: Call, text: Callable[[Problem], str]) -> Call:
         case _:
             why = f"{answer!r} is an answer for instance_norm, and has no meaning for {problem.op}"
     raise DegenerateShapeError(f"{text(problem)}\n  The policy's single_element={answer!r} cannot help: {why}.")
-
-
-def _zeros(shape: tuple[int, ...], x: Array) -> Array:
-    """Of x's family, if NumPy can ask for it; else no backend will take x, and that is what will be said."""
-    return np.zeros(shape, like=x if hasattr(x, "__array_function__") else None)
 
 
 def _answered_by(answer: Any, problem: Problem, operands: Operands, return_stats: bool) -> Any:
@@ -198,8 +233,11 @@ def _answered_by(answer: Any, problem: Problem, operands: Operands, return_stats
     return operands.out
 
 
-def _as_stats(statistic: Array, problem: Problem) -> Array:
-    return statistic.astype(np.float64).reshape(problem.affine_shape)
+def _give_statistics(problem: Problem, operands: Operands, running: Running | None) -> None:
+    """Hand over the running statistics where those are the ones to be used."""
+    if problem.statistics == "given" and operands.mean is None:
+        assert running is not None
+        operands.mean, operands.var = (s.astype(np.float64).reshape(problem.affine_shape) for s in (running.mean, running.var))
 
 
 def _mean_and_rstd(problem: Problem, operands: Operands) -> tuple[Array, Array]:

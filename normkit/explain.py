@@ -13,8 +13,9 @@ from normkit import policy as policies
 from normkit import validation
 from normkit.dispatch import choose, loud
 from normkit.errors import InputTypeError, InputValueError, UnknownBackendError
+from normkit.masks import Degenerate
 from normkit.policy import FallbackPolicy
-from normkit.problem import Backend, Columns, Problem, Rows
+from normkit.problem import Array, Backend, Columns, Problem, Rows
 from normkit.registry import Missing, family_names, find
 
 VALIDATE: dict[str, Callable[..., validation.Call]] = {
@@ -24,6 +25,7 @@ VALIDATE: dict[str, Callable[..., validation.Call]] = {
 
 
 WIDTH = 100  # of the text beside the labels; code is never broken
+MOST_SETS = 4  # that a text names
 
 
 class Explanation(NamedTuple):
@@ -138,25 +140,71 @@ def degenerate_text(problem: Problem) -> str:
     )
 
 
-def masked_text(problem: Problem, empty: int) -> str:
-    """The message of `DegenerateShapeError` where a mask leaves nothing of a set of statistics."""
-    sets = prod(problem.stats_shape)
-    call = f"nk.{problem.op}(x, mask=mask, policy=nk.FallbackPolicy(single_element={{}}))"
-    choices = [("pass x there as it is: x * weight + bias", '"identity"'), ("put the bias there, or 0 without one", '"bias"')]
-    if problem.op == "instance_norm":
-        choices += [
-            ("normalize there over the channels of the instance", '"layer_norm"'),
-            ("use the running statistics there", '"running"'),
-        ]
+def masked_text(problem: Problem, few: Degenerate) -> str:
+    """The message of `DegenerateShapeError` where a mask leaves fewer than two elements of a set of statistics."""
+    found = [("none", few.empty), ("one", few.single)]
+    counts = [f"{what} of {_some_sets(problem, where)}" for what, where in found if where.any()]
+    number, sets = int(np.broadcast_to(few.either, problem.stats_shape).sum()), prod(problem.stats_shape)
+    said = []
+    if few.empty.any():
+        said.append("Of no element there is no mean and no variance: the output would be NaN all over such a set.")
+    if few.single.any():
+        scale = f"scaled by 1 / sqrt(eps) = {problem.eps**-0.5:.4g}" if problem.eps else "lost as well"
+        said.append(
+            f"One element is its own mean and has variance 0: the output there would be {_erased(problem, '')}, whatever it "
+            f"holds, and what else lies in its set would be {scale}."
+        )
+    said.append("The other sets are not affected.")
     return "\n".join(
         [
-            f"{problem.op}: mask is False all over {empty} of the {sets} sets of statistics, expected a True in each",
+            f"{problem.op}: mask leaves fewer than 2 elements of {number} of the {sets} sets of statistics, "
+            "expected 2 or more of each",
             textwrap.indent(_wrapped(f"reduced: {_reduced(problem)}."), "  "),
-            "  Nothing is known of their mean and variance: the output there would be NaN. The other sets are not affected.",
+            textwrap.indent(_wrapped(f"left: {'; '.join(counts)}."), "  "),
+            textwrap.indent(_wrapped(" ".join(said)), "  "),
             "  Your choices:",
-            *(f"    # {meaning}\n    {call.format(answer)}" for meaning, answer in choices),
+            textwrap.indent(_masked_choices(problem), "    "),
         ]
     )
+
+
+def _some_sets(problem: Problem, where: Array) -> str:
+    """Some sets as one would index x for them, and how many more there are."""
+    where = np.broadcast_to(where, problem.stats_shape)
+    where = where.get() if hasattr(where, "get") else where
+    found = [
+        ", ".join(":" if a in problem.axes else str(i) for a, i in enumerate(index)) for index in np.argwhere(where)[:MOST_SETS]
+    ]
+    more = int(where.sum()) - len(found)
+    return " and ".join([", ".join(f"x[{index}]" for index in found), *([f"{more} more"] if more else [])])
+
+
+def _masked_choices(problem: Problem) -> str:
+    """The choices, each with the code to type."""
+    choices = [
+        ("pass x there as it is: x * weight + bias", "x", "identity"),
+        ("put the bias there, or 0 without one", "x", "bias"),
+    ]
+    if problem.op == "instance_norm":
+        choices += [
+            ("normalize there over the channels of the instance", "x", "layer_norm"),
+            ("use running statistics there, as gathered in training", "x, running_mean, running_var", "running"),
+        ]
+    return "\n".join(
+        f"# {meaning}\nnk.{problem.op}({arrays}, {_axes_of(problem)}mask=mask, "
+        f'policy=nk.FallbackPolicy(single_element="{answer}"))'
+        for meaning, arrays, answer in choices
+    )
+
+
+def _axes_of(problem: Problem) -> str:
+    """The argument that says which axes, if these are not the ones without it."""
+    if problem.op == "instance_norm":
+        channel = problem.affine_axes[0]
+        return "" if channel == 1 else f"channel_axis={channel}, "
+    if problem.axes == (len(problem.shape) - 1,):
+        return ""
+    return f"axis={problem.axes if len(problem.axes) > 1 else problem.axes[0]}, "
 
 
 def _described(x: Any, dtype: Any) -> Any:
@@ -261,8 +309,8 @@ def _single(problem: Problem, policy: FallbackPolicy, running: bool) -> str:
     return f"the policy's single_element={answer!r} {does[answer]}"
 
 
-def _erased(problem: Problem) -> str:
-    return "0 everywhere" if problem.bias is None else "the bias everywhere"
+def _erased(problem: Problem, where: str = " everywhere") -> str:
+    return f"{'0' if problem.bias is None else 'the bias'}{where}"
 
 
 def _why_degenerate(problem: Problem) -> str:
@@ -284,7 +332,7 @@ def _why_degenerate(problem: Problem) -> str:
 
 def _choices(problem: Problem) -> str:
     """The choices, each with the code to type; all of it can be pasted into Python."""
-    call = f"nk.{problem.op}(x, policy=nk.FallbackPolicy(single_element={{}}))"
+    call = f"nk.{problem.op}(x, {_axes_of(problem)}policy=nk.FallbackPolicy(single_element={{}}))"
     choices = [
         ("pass x as it is: x * weight + bias", call.format('"identity"')),
         ("take what the arithmetic gives, the bias, as ONNX does", call.format('"bias"')),
@@ -298,7 +346,7 @@ def _choices(problem: Problem) -> str:
             ),
             (
                 "use running statistics, as gathered in training",
-                "nk.instance_norm(x, running_mean, running_var, use_input_stats=False)",
+                f"nk.instance_norm(x, running_mean, running_var, {_axes_of(problem)}use_input_stats=False)",
             ),
         ]
     choices.append(("decide once, for all calls in a block", "with nk.using(policy=nk.FallbackPolicy.onnx()): ..."))

@@ -46,7 +46,8 @@ def layer_norm(
         The axes to normalize over, instead of `normalized_shape`; `weight` and `bias` then have the sizes of those axes
         in the order given.
     mask : array of bool, broadcastable to x, optional
-        Statistics are taken where it is True; every position is normalized.
+        Statistics are taken where it is True; every position is normalized. Where it leaves one element of a set of
+        statistics, or none, the policy's `single_element` says what all of that set becomes; the other sets are not affected.
     out : array, shape and dtype of x, optional
         Receives the result and is returned. ``out=x`` works in place.
     return_stats : bool
@@ -67,7 +68,7 @@ def layer_norm(
     InputTypeError, InputValueError
         An argument does not fit; nothing has been written.
     DegenerateShapeError
-        Each statistic would hold one element and the policy says ``"raise"``.
+        A statistic would be that of one element, or of none, and the policy says ``"raise"``.
     NoBackendError
         No backend can run the call; the message lists each with its reasons.
 
@@ -142,7 +143,8 @@ def instance_norm(
     channel_axis : int
         The axis of the channels; -1 for channels-last.
     mask : array of bool, broadcastable to x, optional
-        Statistics are taken where it is True; every position is normalized.
+        Statistics are taken where it is True; every position is normalized. Where it leaves one element of a set of
+        statistics, or none, the policy's `single_element` says what all of that set becomes; the other sets are not affected.
     out : array, shape and dtype of x, optional
         Receives the result and is returned. ``out=x`` works in place.
     return_stats : bool
@@ -163,7 +165,7 @@ def instance_norm(
     InputTypeError, InputValueError
         An argument does not fit; nothing has been written.
     DegenerateShapeError
-        There is one spatial element, and the policy says ``"raise"``.
+        There is one spatial element, or a mask leaves one or none, and the policy says ``"raise"``.
     NoBackendError
         No backend can run the call; the message lists each with its reasons.
 

@@ -49,11 +49,13 @@ class FallbackPolicy:
     Parameters
     ----------
     single_element : str, callable, or mapping from op name to one of these
-        The answer when each set of statistics would hold one element, so that the output would not depend on the input.
+        The answer where a set of statistics holds one element, so that its output would not depend on the input: all sets,
+        by the shape of x; or those of which a mask leaves one element, or none. Such a set is answered in a batch as it is
+        alone, its padding as well, and the other sets are normalized as ever.
 
         - ``"raise"``: `DegenerateShapeError`, as torch's instance_norm
         - ``"bias"``: what the arithmetic gives, the bias; as ONNX, WebNN, Flax
-        - ``"identity"``: pass ``x * weight + bias``
+        - ``"identity"``: pass ``x * weight + bias``, computed as NumPy does; of halves in float64, rounded once
         - ``"layer_norm"``: normalize over the channels of each instance (instance_norm only)
         - ``"running"``: use the running statistics (instance_norm only)
         - a callable: receives the `Problem` (with its arrays in ``problem.operands``), returns the output

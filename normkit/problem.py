@@ -155,7 +155,8 @@ class Backend(Protocol):
     # A backend may also have `replay(problem, operands, out)`: a plan, a function of (x, weight, bias, out) that repeats the
     # run on other arrays of the same kinds (those in `operands`, but out as it was given), makes the
     # output where out is None, and returns it. It returns None for any other arrays, and where out may not be written as it
-    # is. Of a run with a mask it is a function of that as well, and returns None where the mask leaves nothing of some set.
+    # is. Of a run with a mask it is a function of that as well, and returns None where the mask leaves fewer than two elements
+    # of some set.
     # `replay` returns None if there is no plan for such a run. Small calls gain by it. It is not asked about runs that want
     # statistics; those of NumPy arrays, and such as it has no plan for, are repeated without the validation. And
     # `describe_layout(problem)`: how it takes x where that is not in C order, what it copies, and why, for `explain`; None

@@ -97,6 +97,12 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
     def get(self):
         return self.inside.copy()
 
+    def __bool__(self):
+        return bool(self.inside)
+
+    def __int__(self):
+        return int(self.inside)
+
     def __array__(self, *_, **__):
         raise TypeError("Implicit conversion to a NumPy array is not allowed.")
 
@@ -109,10 +115,11 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
     def __array_ufunc__(self, ufunc, method, *inputs, **kwargs):
         if method != "__call__" or kwargs:
             raise TypeError(f"CuPy may not take {method} {kwargs}")
-        return _wrap(ufunc(*map(_unwrap, inputs)))
+        with np.errstate(all="ignore"):  # a GPU does not warn
+            return _wrap(ufunc(*map(_unwrap, inputs)))
 
     def __array_function__(self, func, types, args, kwargs):
-        if not all(t is ndarray for t in types) or kwargs.keys() - {"axis", "keepdims", "dtype"}:
+        if not all(t is ndarray for t in types) or kwargs.keys() - {"axis", "keepdims", "dtype", "where"}:
             raise TypeError(f"CuPy may not take {types} {kwargs}")
         return getattr(MODULE, func.__name__)(*args, **kwargs)
 
@@ -150,6 +157,8 @@ def _unwrap(value):
 
 
 def _wrap(value):
+    if value is None:
+        return None
     return ndarray(value) if isinstance(value, np.ndarray) else ndarray(np.asarray(value))
 
 
@@ -184,11 +193,11 @@ def empty_like(a):
 
 def _numpys(name):
     function = getattr(np, name)
-    return lambda *args, **kwargs: _wrap(function(*map(_unwrap, args), **kwargs))
+    return lambda *args, **kwargs: _wrap(function(*map(_unwrap, args), **{k: _unwrap(v) for k, v in kwargs.items()}))
 
 
 NUMPYS = ["zeros", "full", "full_like", "zeros_like", "ones_like", "where", "broadcast_to", "sum", "max", "sqrt"]
-NUMPYS += ["reshape", "repeat", "astype"]
+NUMPYS += ["reshape", "repeat", "astype", "copyto"]
 
 
 def _within(raw):

@@ -268,7 +268,7 @@ def expected(op, x, options):
         mean = np.where(chosen, wide, 0).sum(axes, keepdims=True) / n
         var = np.where(chosen, (wide - mean) ** 2, 0).sum(axes, keepdims=True) / n
         if answer == "identity":
-            mean, var, n, options = mean * 0, var * 0 + 1, n * 0 + 1, {**options, "eps": 0}
+            mean, var, n, options = mean * 0, var * 0 + 1, n * 0 + 2, {**options, "eps": 0}
         std = np.sqrt(var + np.longdouble(options.get("eps", 1e-5)))
         y = np.where(std == 0, 0, (wide - mean) / np.where(std == 0, 1, std))
         doubt = (1 + np.abs(y)) * (2.0**-22 if x.dtype.itemsize < 8 else 2.0**-46) + np.abs(mean) / std * 2.0**-50
@@ -296,7 +296,8 @@ def right(y, op, x, options, before):
     with np.errstate(all="ignore"):
         got = y.astype(np.longdouble)
         squares = (var > 1e-290) | (var == 0)  # float64 holds them no further down, nor above 1e308
-        finite = squares & (var < 1e300) & np.isfinite(want) & np.isfinite(doubt) & (np.broadcast_to(n, x.shape) > 0)
+        finite = squares & (var < 1e300) & np.isfinite(want) & np.isfinite(doubt)
+        finite &= np.broadcast_to(n, x.shape) > (options.get("mask") is not None)  # what is less, the policy answers
         largest = float(np.finfo(x.dtype).max) if x.dtype.kind == "f" else 3.3e38
         finite &= np.abs(want) + 4 * doubt < largest * 0.99  # what is off by as much as it may be overflows too
         steps = {2: 2.0**-8 if x.dtype.kind == "V" or "bfloat16" in x.dtype.name else 2.0**-10, 4: 2.0**-22, 8: 2.0**-45}

@@ -47,7 +47,8 @@ def normalize(x, axes, affine_axes, weight=None, bias=None, eps=1e-5, mask=None,
     for place in np.ndindex(x.shape):
         of_set = found[_set_of(place, axes)]
         std = math.sqrt(of_set.var + eps)
-        value = ((float(x[place]) - of_set.mean) - of_set.rest) / std if std != 0 else 0.0
+        deviation = (float(x[place]) - of_set.mean) - of_set.rest
+        value = deviation / std if std != 0 else deviation - deviation  # 0, but NaN of NaN and Inf
         parameter = tuple(place[a] for a in affine_axes)
         value *= 1.0 if weight is None else float(weight[parameter])
         y[place] = value + (0.0 if bias is None else float(bias[parameter]))

@@ -123,6 +123,20 @@ def test_masked_and_empty_arrays_need_no_kernel(usable):
     assert nk.layer_norm(fake_cupy.array(x[:0])).shape == (0, 6)
 
 
+def test_the_policy_is_asked_about_masks(usable):
+    """No kernel is needed: an element that is left alone, and a set of which nothing is."""
+    x = np.random.default_rng(0).standard_normal((2, 3, 6)).astype(np.float32)
+    mask = np.arange(6) < np.array([[6, 6, 0], [1, 6, 2]])[..., np.newaxis]
+    on_gpu, mask_there = fake_cupy.array(x), fake_cupy.array(mask)
+    with pytest.raises(nk.DegenerateShapeError, match=r"(?s)2 of the 6 sets.*none of x\[0, 2, :\]; one of x\[1, 0, :\]"):
+        nk.instance_norm(on_gpu, mask=mask_there)
+    for answer in ("bias", lambda problem: problem.x * 2):
+        options = {"policy": nk.FallbackPolicy(single_element=answer), "return_stats": answer == "bias"}
+        got, right = nk.instance_norm(on_gpu, mask=mask_there, **options), nk.instance_norm(x, mask=mask, **options)
+        for a, b in zip(got, right, strict=True) if answer == "bias" else [(got, right)]:
+            np.testing.assert_allclose(a.get(), b, rtol=1e-6, atol=1e-6)
+
+
 def test_doctor_shows_device_memory_driver_and_version(usable):
     described = nk.get_backend("cupy").describe()
     assert described == {

@@ -28,7 +28,7 @@ def normalize(xp: Any, problem: Problem, operands: Operands) -> Result:
     else:
         mean, deviation, var = moments(xp, x, problem.axes, operands.mask)
     std = xp.sqrt(var + problem.eps)
-    y = xp.where(std == 0, xp.zeros_like(deviation), deviation / xp.where(std == 0, xp.ones_like(std), std))
+    y = xp.where(std == 0, deviation - deviation, deviation / xp.where(std == 0, xp.ones_like(std), std))
     if operands.weight is not None:
         y = y * xp.reshape(_float64(xp, operands.weight), problem.affine_shape)
     if operands.bias is not None:

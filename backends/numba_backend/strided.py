@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from normkit.masks import empty_sets
+from normkit.masks import degenerate_sets
 from normkit.problem import Operands, Problem, kind, of_kind
 
 from . import columns, kernels, layouts, limits, tiles
@@ -126,22 +126,22 @@ def replay(problem: Problem, operands: Operands, given_out: NDArray[Any] | None)
 
 
 def _masked(problem: Problem, like: NDArray[Any], again: Callable[..., Any]) -> Callable[..., Any]:
-    """`again` with a mask. It declines one that leaves nothing of some set: what is to be done then, the policy has to say.
+    """`again` with a mask. It declines one that leaves fewer than two elements of some set: then the policy has its say.
 
-    The kernel tells, by a variance of NaN; only if `out` would be lost, the mask is looked at before.
+    The kernel tells, by a variance of NaN or 0; only if `out` would be lost, the mask is looked at before.
     """
     sort, sets = kind(like), prod(problem.stats_shape)
 
     def masked(x: Any, weight: Any, bias: Any, out: Any, mask: Any) -> Any:
         if not of_kind(mask, sort):
             return None
-        if out is not None and (np.may_share_memory(out, mask) or empty_sets(problem, mask) is not None):
+        if out is not None and (np.may_share_memory(out, mask) or degenerate_sets(problem, mask) is not None):
             return None
         mean, var = np.empty(sets), np.empty(sets)
         full = mask if mask.shape == problem.shape else np.broadcast_to(mask, problem.shape)
         y = again(x, weight, bias, out, full, mean, var)
-        unsure = y is not None and out is None and np.isnan(var).any()
-        return None if unsure and empty_sets(problem, mask) is not None else y
+        unsure = y is not None and out is None and not (var > 0).all()
+        return None if unsure and degenerate_sets(problem, mask) is not None else y
 
     return masked
 
