@@ -65,7 +65,10 @@ def _parser(command: Sequence[str]) -> Parser:
 
     explain = commands.add_parser("explain", help="what a call would do, and why")
     explain.add_argument("op", metavar="OP", choices=["layer_norm", "instance_norm"], help="layer_norm or instance_norm")
-    explain.add_argument("shape", metavar="SHAPE", type=shape, help="of x, as 128x512x1x1 or 128,512,1,1")
+    explain.add_argument("shape", metavar="SHAPE", type=shape, help="of x, as 128x512x1x1, 128,512,1,1 or torch prints it")
+    explain.add_argument("--axis", type=axes, help="of layer_norm, instead of the last one: 1, or 0,2")
+    explain.add_argument("--channel-axis", type=int, metavar="AXIS", help="of instance_norm; default: 1")
+    explain.add_argument("--mask", metavar="SHAPE", type=shape, help="there is a mask of this shape")
     explain.add_argument("--dtype", default="float32", choices=["float16", "bfloat16", "float32", "float64"])
     explain.add_argument("--backend", help="ask for this backend, as the argument backend= does")
     explain.add_argument("--policy", default="torch", choices=["torch", "onnx", "strict"], help="default: torch")
@@ -90,11 +93,20 @@ def _parser(command: Sequence[str]) -> Parser:
 
 
 def shape(text: str) -> tuple[int, ...]:
-    """A shape as a person types it: 128x512x1x1, 128,512,1,1 or (128, 512, 1, 1)."""
-    parts = [part for part in re.split(r"[x\u00d7,\s]+", text.strip("()[] ")) if part]
+    """A shape as a person types it: 128x512x1x1, 128,512,1,1 or (128, 512, 1, 1); or in what torch prints."""
+    printed = re.search(r"torch\.Size\(\[([^\]]*)\]\)", text)
+    parts = [part for part in re.split(r"[x\u00d7,\s]+", printed[1] if printed else text.strip("()[] ")) if part]
     if not parts or not all(part.isascii() and part.isdecimal() for part in parts):
         raise argparse.ArgumentTypeError(f"{text!r} is not a shape, as 128x512x1x1")
     return tuple(map(int, parts))
+
+
+def axes(text: str) -> int | tuple[int, ...]:
+    """Axes as a person types them: 1, -1, 0,2 or (0, 2)."""
+    parts = re.split(r"[,\s]+", text.strip("()[] "))
+    if not all(re.fullmatch(r"-?[0-9]+", part) for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is no axis, as 1, and no axes, as 0,2")
+    return int(parts[0]) if len(parts) == 1 else tuple(map(int, parts))
 
 
 def _doctor(args: argparse.Namespace) -> None:
@@ -106,8 +118,14 @@ def _doctor(args: argparse.Namespace) -> None:
 def _explain(args: argparse.Namespace) -> None:
     if args.backend is not None and args.backend not in (known := normkit.registry.names()):
         raise UsageError(f"--backend is {args.backend!r}, expected one of {', '.join(known)}")
+    given = {"axis": args.axis, "channel_axis": args.channel_axis, "mask": args.mask}
+    options = {name: value for name, value in given.items() if value is not None}
+    for op, name in (("layer_norm", "channel_axis"), ("instance_norm", "axis")):
+        if args.op == op and name in options:
+            other = {"channel_axis": "--axis", "axis": "--channel-axis"}[name]
+            raise UsageError(f"{op} has no --{name.replace('_', '-')}; it takes {other}")
     policy = getattr(normkit.FallbackPolicy, args.policy)()
-    print(normkit.explain(args.op, args.shape, dtype=_dtype(args.dtype), backend=args.backend, policy=policy))
+    print(normkit.explain(args.op, args.shape, dtype=_dtype(args.dtype), backend=args.backend, policy=policy, **options))
 
 
 def _dtype(name: str) -> Any:

@@ -13,7 +13,7 @@ from normkit import policy as policies
 from normkit import validation
 from normkit.dispatch import choose, loud
 from normkit.errors import InputTypeError, InputValueError, UnknownBackendError
-from normkit.masks import Degenerate
+from normkit.masks import Degenerate, degenerate_sets
 from normkit.policy import FallbackPolicy
 from normkit.problem import Array, Backend, Columns, Problem, Rows
 from normkit.registry import Missing, family_names, find
@@ -72,7 +72,7 @@ def explain(
     x : array or tuple of int
         The input, or its shape.
     *args, **kwargs
-        The other arguments of the op.
+        The other arguments of the op. Of `mask`, its shape will do as well.
     dtype : dtype
         That of x, if x is a shape.
     backend, policy
@@ -104,14 +104,16 @@ def explain(
     if not isinstance(op, str) or op not in VALIDATE:
         raise InputValueError(f"explain: op is {op!r}, expected one of {list(VALIDATE)}")
     kwargs.pop("return_stats", None)
-    call = VALIDATE[op](_described(x, dtype), *args, **kwargs)
-    return explanation(call.problem, backend, policy, running=call.running is not None)
+    if isinstance(kwargs.get("mask"), tuple):
+        kwargs["mask"] = _described("mask", kwargs["mask"], np.bool_)
+    call = VALIDATE[op](_described("x", x, dtype), *args, **kwargs)
+    return explanation(call.problem, backend, policy, call.running is not None, call.operands.mask)
 
 
 def explanation(
-    problem: Problem, name: str | None = None, policy: FallbackPolicy | None = None, running: bool = False
+    problem: Problem, name: str | None = None, policy: FallbackPolicy | None = None, running: bool = False, mask: Array = None
 ) -> Explanation:
-    """Explain a validated problem."""
+    """Explain a validated problem, and its mask if that is at hand."""
     ambient = policies.ambient()
     policy = ambient.policy if policy is None else policies.checked(policy)
     name = ambient.backend if name is None else name
@@ -124,6 +126,16 @@ def explanation(
     ]
     if problem.degenerate:
         lines += [("why", _why_degenerate(problem)), ("choices", _choices(problem))]
+    elif problem.masked and problem.statistics == "input":
+        known = mask is not None and not isinstance(mask, validation.ShapeOnly)
+        few = degenerate_sets(problem, mask) if known else None
+        if few is not None:
+            lines.append(("choices", _masked_choices(problem)))
+            lines.insert(-2, ("mask", f"leaves fewer than 2 elements of {_number(problem, few)}: {_few(problem, few)}"))
+        elif known:
+            lines[-1] = ("mask", "leaves 2 elements or more of each set, so the policy is not asked")
+        else:
+            lines.insert(-1, ("mask", "statistics are those of the elements where it is True; all are normalized"))
     return Explanation(f"{problem.op} on x: {problem.shape} {problem.dtype.name}", tuple(lines))
 
 
@@ -142,9 +154,6 @@ def degenerate_text(problem: Problem) -> str:
 
 def masked_text(problem: Problem, few: Degenerate) -> str:
     """The message of `DegenerateShapeError` where a mask leaves fewer than two elements of a set of statistics."""
-    found = [("none", few.empty), ("one", few.single)]
-    counts = [f"{what} of {_some_sets(problem, where)}" for what, where in found if where.any()]
-    number, sets = int(np.broadcast_to(few.either, problem.stats_shape).sum()), prod(problem.stats_shape)
     said = []
     if few.empty.any():
         said.append("Of no element there is no mean and no variance: the output would be NaN all over such a set.")
@@ -157,15 +166,25 @@ def masked_text(problem: Problem, few: Degenerate) -> str:
     said.append("The other sets are not affected.")
     return "\n".join(
         [
-            f"{problem.op}: mask leaves fewer than 2 elements of {number} of the {sets} sets of statistics, "
+            f"{problem.op}: mask leaves fewer than 2 elements of {_number(problem, few)} of statistics, "
             "expected 2 or more of each",
             textwrap.indent(_wrapped(f"reduced: {_reduced(problem)}."), "  "),
-            textwrap.indent(_wrapped(f"left: {'; '.join(counts)}."), "  "),
+            textwrap.indent(_wrapped(f"left: {_few(problem, few)}."), "  "),
             textwrap.indent(_wrapped(" ".join(said)), "  "),
             "  Your choices:",
             textwrap.indent(_masked_choices(problem), "    "),
         ]
     )
+
+
+def _number(problem: Problem, few: Degenerate) -> str:
+    return f"{int(np.broadcast_to(few.either, problem.stats_shape).sum())} of the {prod(problem.stats_shape)} sets"
+
+
+def _few(problem: Problem, few: Degenerate) -> str:
+    """What the mask leaves of which sets."""
+    found = [("none", few.empty), ("one", few.single)]
+    return "; ".join(f"{what} of {_some_sets(problem, where)}" for what, where in found if where.any())
 
 
 def _some_sets(problem: Problem, where: Array) -> str:
@@ -186,8 +205,9 @@ def _masked_choices(problem: Problem) -> str:
         ("put the bias there, or 0 without one", "x", "bias"),
     ]
     if problem.op == "instance_norm":
+        if problem.shape[problem.affine_axes[0]] > 1:
+            choices.append(("normalize there over the channels of the instance", "x", "layer_norm"))
         choices += [
-            ("normalize there over the channels of the instance", "x", "layer_norm"),
             ("use running statistics there, as gathered in training", "x, running_mean, running_var", "running"),
         ]
     return "\n".join(
@@ -207,12 +227,12 @@ def _axes_of(problem: Problem) -> str:
     return f"axis={problem.axes if len(problem.axes) > 1 else problem.axes[0]}, "
 
 
-def _described(x: Any, dtype: Any) -> Any:
+def _described(name: str, x: Any, dtype: Any) -> Any:
     """x itself, or a stand-in for an array of that shape."""
     if not isinstance(x, tuple | list):
         return x
     if not all(isinstance(n, int | np.integer) and n >= 0 for n in x):
-        raise InputTypeError(f"explain: x is {x!r}, expected an array or a shape, as (128, 512, 1, 1)")
+        raise InputTypeError(f"explain: {name} is {x!r}, expected an array or a shape, as (128, 512, 1, 1)")
     try:
         kind = np.dtype(dtype)
     except TypeError:
@@ -294,22 +314,27 @@ def _backend(problem: Problem, policy: FallbackPolicy, name: str | None) -> str:
 
 
 def _single(problem: Problem, policy: FallbackPolicy, running: bool) -> str:
-    if not problem.degenerate:
-        return "does not arise" + (": more than one element shares statistics" if problem.statistics == "input" else "")
+    if problem.statistics == "given":
+        return "does not arise"
+    if problem.count == 0:
+        return "does not arise: x is empty, and so is the output"
+    if not problem.degenerate and not problem.masked:
+        return "does not arise: more than one element shares statistics"
+    where, there = ("", " everywhere") if problem.degenerate else ("where the mask leaves fewer than 2 elements of a set, ", "")
     answer = policy.answer(problem.op)
     if callable(answer):
-        return f"the policy calls {getattr(answer, '__name__', repr(answer))}(problem)"
+        return f"{where}the policy calls {getattr(answer, '__name__', repr(answer))}(problem)"
     does = {
         "raise": "raises DegenerateShapeError",
-        "bias": f"returns {_erased(problem)}",
+        "bias": f"returns {_erased(problem, there)}",
         "identity": "returns x * weight + bias",
         "layer_norm": "normalizes over the channels of each instance",
         "running": "uses the running statistics" + ("" if running else ", which this call lacks: it raises"),
     }
-    return f"the policy's single_element={answer!r} {does[answer]}"
+    return f"{where}the policy's single_element={answer!r} {does[answer]}"
 
 
-def _erased(problem: Problem, where: str = " everywhere") -> str:
+def _erased(problem: Problem, where: str) -> str:
     return f"{'0' if problem.bias is None else 'the bias'}{where}"
 
 
@@ -324,7 +349,7 @@ def _why_degenerate(problem: Problem) -> str:
         raises = "torch, ONNX, Flax, MLX and Keras return the bias all the same."
     return (
         "One element is its own mean and has variance 0. Nothing divides by zero (eps is inside the root),\n"
-        f"but x - mean is 0: the output would be {_erased(problem)}, whatever x holds.\n"
+        f"but x - mean is 0: the output would be {_erased(problem, ' everywhere')}, whatever x holds.\n"
         f"The input is silently erased. {raises}\n"
         f"More than one element is enough: {tuple(enough)} works."
     )
@@ -339,11 +364,14 @@ def _choices(problem: Problem) -> str:
     ]
     if problem.op == "instance_norm":
         channels = problem.shape[problem.affine_axes[0]]
+        if channels > 1:
+            choices.append(
+                (
+                    f"normalize over the {channels} channels of each instance: another function, not a fix",
+                    call.format('"layer_norm"'),
+                )
+            )
         choices += [
-            (
-                f"normalize over the {channels} channels of each instance: another function, not a fix",
-                call.format('"layer_norm"'),
-            ),
             (
                 "use running statistics, as gathered in training",
                 f"nk.instance_norm(x, running_mean, running_var, {_axes_of(problem)}use_input_stats=False)",
@@ -359,6 +387,8 @@ def _choices(problem: Problem) -> str:
 def _wrapped(text: str) -> str:
     """Prose broken to lines of WIDTH; lines that fit, as those of code do, are left alone."""
     return "\n".join(
-        line if len(line) <= WIDTH else textwrap.fill(line, WIDTH, break_long_words=False, break_on_hyphens=False)
+        line
+        if len(line) <= WIDTH or line.startswith(("nk.", "with nk."))
+        else textwrap.fill(line, WIDTH, break_long_words=False, break_on_hyphens=False)
         for line in text.splitlines()
     )

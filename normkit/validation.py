@@ -273,7 +273,7 @@ def _mask(op: str, mask: Array | None, x: Array, family: str) -> None:
         raise InputTypeError(f"{op}: mask is {_kind(mask)}, expected a boolean array that broadcasts to x.shape = {x.shape}")
     if mask.dtype != np.bool_:
         raise InputTypeError(f"{op}: mask has dtype {mask.dtype}, expected bool: True where x counts; mask != 0 makes one")
-    its_family = type(mask).__module__.partition(".")[0]
+    its_family = family if isinstance(mask, ShapeOnly) else type(mask).__module__.partition(".")[0]
     if its_family != family:
         raise InputTypeError(f"{op}: mask is an array of {its_family}, expected {family} as x")
     sizes = zip(mask.shape[::-1], x.shape[::-1], strict=False)

@@ -39,8 +39,21 @@ def refused(argv, capsys):
 
 # --- shapes
 
+PRINTED = "ValueError: Expected more than 1 spatial element when training, got input size torch.Size([128, 512, 1, 1])"
 
-@pytest.mark.parametrize("text", ["128x512x1x1", "128,512,1,1", "(128, 512, 1, 1)", "[128, 512, 1, 1]", "128 512 1 1"])
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "128x512x1x1",
+        "128,512,1,1",
+        "(128, 512, 1, 1)",
+        "[128, 512, 1, 1]",
+        "128 512 1 1",
+        "torch.Size([128, 512, 1, 1])",
+        PRINTED,
+    ],
+)
 def test_shape_as_people_type_it(text):
     assert shape(text) == (128, 512, 1, 1)
 
@@ -79,6 +92,21 @@ def test_explain_bfloat16(capsys):
     assert "bfloat16" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("argv", "options"),
+    [
+        (["layer_norm", "8x3x5", "--axis", "1"], {"axis": 1}),
+        (["layer_norm", "8x3x5", "--axis", "-2"], {"axis": -2}),
+        (["layer_norm", "8x3x5", "--axis", "0,2", "--mask", "8x1x5"], {"axis": (0, 2), "mask": (8, 1, 5)}),
+        (["layer_norm", "8x3x5", "--axis=(-1, 0)"], {"axis": (-1, 0)}),
+        (["instance_norm", "8x3x5", "--channel-axis", "-1", "--mask", "5"], {"channel_axis": -1, "mask": (5,)}),
+    ],
+)
+def test_explain_takes_axes_and_a_mask(argv, options, capsys):
+    assert main(["explain", *argv]) == 0
+    assert capsys.readouterr().out == f"{nk.explain(argv[0], (8, 3, 5), **options)}\n"
+
+
 def test_explain_fits_a_terminal(capsys):
     main(["explain", "instance_norm", "128x512x1x1"])
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 115
@@ -98,6 +126,11 @@ def test_explain_fits_a_terminal(capsys):
         (["explain", "layer_norm", "8x8", "--dtype", "int8"], "int8"),
         (["explain", "layer_norm", "8x8", "--backend", "nunba"], "nunba"),
         (["explain", "instance_norm", "8"], "(N, C, *spatial)"),
+        (["explain", "instance_norm", "8x8", "--axis", "1"], "instance_norm has no --axis; it takes --channel-axis"),
+        (["explain", "layer_norm", "8x8", "--channel-axis", "1"], "layer_norm has no --channel-axis; it takes --axis"),
+        (["explain", "layer_norm", "8x8", "--axis", "one"], "'one' is no axis"),
+        (["explain", "layer_norm", "8x8", "--axis", "2"], "axis holds 2, expected -2 .. 1"),
+        (["explain", "layer_norm", "8x8", "--mask", "5"], "mask has shape (5,), which does not broadcast"),
         (["doctor", "--nonsense"], "--nonsense"),
         (["demo", "no-such-file.png"], "no-such-file.png"),
         (["demo", "--output", "no-such-folder/a.png"], "no-such-folder"),

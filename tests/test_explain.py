@@ -137,11 +137,57 @@ def test_instance_norm_without_spatial_axes():
     assert "(8, 3, 2) works" in said
 
 
-@pytest.mark.parametrize("shape", [(1, 2), (128, 512, 1, 2), (2, 3, 0)])
+def test_the_choices_are_those_that_there_are():
+    text = str(nk.explain("instance_norm", (8, 1, 1)))
+    assert "layer_norm" not in text  # over one channel it is no help
+    text = str(nk.explain("instance_norm", (8, 1, 3), channel_axis=-1))
+    assert 'nk.instance_norm(x, channel_axis=2, policy=nk.FallbackPolicy(single_element="layer_norm"))' in text
+    text = str(nk.explain("layer_norm", (8, 1, 3), axis=1))
+    assert 'nk.layer_norm(x, axis=1, policy=nk.FallbackPolicy(single_element="identity"))' in text
+
+
+@pytest.mark.parametrize(
+    ("op", "shape"),
+    [("layer_norm", (0, 0)), ("layer_norm", (8, 0)), ("instance_norm", (2, 3, 0)), ("instance_norm", (0, 0, 0))],
+)
+def test_nothing_is_not_more_than_one(op, shape):
+    assert lines(op, shape)["single"] == "does not arise: x is empty, and so is the output"
+
+
+@pytest.mark.parametrize("shape", [(1, 2), (128, 512, 1, 2), (0, 5)])
 def test_where_the_single_element_does_not_arise(shape):
     said = lines("layer_norm" if len(shape) == 2 else "instance_norm", shape)
     assert flat(said["single"]).startswith("does not arise")
     assert not {"why", "choices"} & said.keys()
+
+
+# masks
+
+
+def test_what_a_mask_leaves():
+    mask = np.ones((2, 1, 5), bool)
+    said = lines("instance_norm", (2, 3, 5), mask=mask)
+    assert said["mask"] == "leaves 2 elements or more of each set, so the policy is not asked"
+    assert "single" not in said
+    mask[1, 0, 1:] = False
+    said = lines("instance_norm", (2, 3, 5), mask=mask)
+    assert said["mask"].startswith("leaves fewer than 2 elements of 3 of the 6 sets: one of x[1, 0, :], x[1, 1, :]")
+    assert said["single"].startswith(
+        "where the mask leaves fewer than 2 elements of a set, the policy's single_element='raise'"
+    )
+    with pytest.raises(nk.DegenerateShapeError) as error:
+        nk.instance_norm(np.zeros((2, 3, 5), F32), mask=mask)
+    for code in said["choices"].splitlines():
+        assert code in str(error.value)
+
+
+def test_the_shape_of_a_mask_will_do():
+    said = lines("layer_norm", (2, 3, 5), mask=(2, 1, 1))
+    assert said["mask"] == "statistics are those of the elements where it is True; all are normalized"
+    assert said["single"].endswith("the policy's single_element='bias' returns 0")
+    assert lines("layer_norm", (2, 3, 1), mask=(2, 3, 1)).keys() == lines("layer_norm", (2, 3, 1)).keys()
+    with pytest.raises(nk.InputTypeError, match="mask is"):
+        nk.explain("layer_norm", (2, 3, 5), mask=(2.0, 1, 1))
 
 
 # axes, affine, layout
