@@ -6,6 +6,7 @@ No kernel could be much faster, nothing has to be compiled, and every backend fo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from math import prod
 from typing import Any
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from normkit.problem import Array, Operands, Problem
 
-BLOCK = 1 << 16  # elements: what has been written is still in cache when it is read again
+BLOCK = 1 << 18  # bytes: what has been written is still in cache when it is read again
 
 
 def prepared(answer: str, problem: Problem) -> Callable[[Operands], None] | None:
@@ -38,59 +39,66 @@ def zeros(shape: tuple[int, ...], x: Array) -> Array:
 
 
 def _identity(problem: Problem, operands: Operands) -> None:
-    """x * weight + bias: in x's dtype where they have it, as NumPy does; otherwise, and of halves, in float64, rounded once."""
-    x, out = operands.x, operands.out
-    parameters = [p for p in (operands.weight, operands.bias) if p is not None]
-    if not parameters:
-        out[...] = x  # the sign of 0 as well
-        return
-    dtype = out.dtype.newbyteorder("=")
-    narrow = dtype.itemsize < 4 or any(p.dtype.newbyteorder("=") != dtype for p in parameters)
-    if narrow:
-        dtype = np.dtype(np.float64)
-        buffer = np.empty(min(BLOCK, x.size), dtype)
-    steps = [np.multiply] * (operands.weight is not None) + [np.add] * (operands.bias is not None)
-    with np.errstate(all="ignore"):
-        parameters = [np.broadcast_to(p.astype(dtype, copy=False).reshape(problem.affine_shape), x.shape) for p in parameters]
-        for block in _blocks(x):
-            there = out[block]
-            y, before = buffer[: there.size].reshape(there.shape) if narrow else there, x[block]
-            for step, parameter in zip(steps, parameters, strict=True):
-                before = step(before, parameter[block], out=y)
-            if narrow:
-                there[...] = y
+    """x * weight + bias."""
+    if operands.weight is None and operands.bias is None:
+        operands.out[...] = operands.x  # the sign of 0 as well
+    else:
+        _affine(problem, operands, [])
 
 
 def _erased(problem: Problem, operands: Operands) -> None:
     """(x - x) * weight + bias: the bias, but NaN for NaN and Inf. Statistics, if wanted, are those of single elements."""
-    x, out = operands.x, operands.out
     with np.errstate(all="ignore"):
-        bias = shift(problem, operands)
-        if operands.weight is not None:
-            bias = bias + operands.weight.reshape(problem.affine_shape) * 0
-        bias = np.broadcast_to(bias.astype(out.dtype), x.shape)
         if operands.mean is not None:
-            operands.mean[...] = x
+            operands.mean[...] = operands.x
             np.subtract(operands.mean, operands.mean, out=operands.var)
-        for block in _blocks(x):
-            y = out[block]
-            np.subtract(x[block], x[block], out=y)
-            np.add(y, bias[block], out=y)
+        if operands.weight is not None and np.isfinite(operands.weight.sum()):  # so all of it is
+            operands = replace(operands, weight=None)
+    _affine(problem, operands, [np.subtract])
 
 
-def _blocks(x: NDArray[Any]) -> Iterator[tuple[slice, ...]]:
-    """Indices of the parts of x, at most BLOCK elements each, as they follow each other in memory."""
+def _affine(problem: Problem, operands: Operands, steps: list[np.ufunc]) -> None:
+    """Some steps with x itself, then times weight, plus bias.
+
+    In x's dtype if weight and bias have it, as NumPy does; otherwise, and of halves, in float64, and rounded once.
+    """
+    x, out = operands.x, operands.out
+    parameters = [p for p in (operands.weight, operands.bias) if p is not None]
+    steps = [*steps, *[np.multiply] * (operands.weight is not None), *[np.add] * (operands.bias is not None)]
+    dtype = out.dtype.newbyteorder("=")
+    narrow = dtype.itemsize < 4 or any(p.dtype.newbyteorder("=") != dtype for p in parameters)
+    if narrow:
+        dtype = np.dtype(np.float64)
+    most = max(1, BLOCK // dtype.itemsize)
+    buffer = np.empty(min(most, x.size) if narrow else 0, dtype)
+    with np.errstate(all="ignore"):
+        spread = [p.reshape(problem.affine_shape) for p in parameters]
+        if x.size > most:
+            spread = [np.broadcast_to(p, x.shape) for p in spread]
+        others = [x] * (len(steps) - len(spread)) + spread
+        for block in _blocks(x, most) if x.size > most else [()]:
+            there = out[block]
+            y, before = buffer[: there.size].reshape(there.shape) if narrow else there, x[block]
+            for step, other in zip(steps, others, strict=True):
+                before = step(before, other[block], out=y, dtype=dtype)
+            if narrow:
+                there[...] = y
+
+
+def _blocks(x: NDArray[Any], most: int) -> Iterator[tuple[slice, ...]]:
+    """Indices of the parts of x, so many elements each at most, as they follow each other in memory."""
     order = sorted(range(x.ndim), key=lambda a: -abs(x.strides[a]))
-    yield from _parts(x.shape, order, (slice(None),) * x.ndim)
+    yield from _parts(x.shape, order, (slice(None),) * x.ndim, most)
 
 
-def _parts(shape: tuple[int, ...], order: list[int], block: tuple[slice, ...]) -> Iterator[tuple[slice, ...]]:
+def _parts(shape: tuple[int, ...], order: list[int], block: tuple[slice, ...], most: int) -> Iterator[tuple[slice, ...]]:
     size = prod(shape)
-    if size <= BLOCK:
+    if size <= most:
         yield block
         return
     axis, *order = order
-    step = max(1, BLOCK * shape[axis] // size)
+    step = max(1, most * shape[axis] // size)
     for i in range(0, shape[axis], step):
         n = min(step, shape[axis] - i)
-        yield from _parts((*shape[:axis], n, *shape[axis + 1 :]), order, (*block[:axis], slice(i, i + n), *block[axis + 1 :]))
+        part, inside = (*shape[:axis], n, *shape[axis + 1 :]), (*block[:axis], slice(i, i + n), *block[axis + 1 :])
+        yield from _parts(part, order, inside, most)

@@ -133,12 +133,22 @@ def _run(engine: Backend, problem: Problem, operands: Operands, wants_stats: boo
         operands.out = engine.empty_like(operands.x)
     if wants_stats and problem.statistics == "input":
         operands.mean, operands.var = (engine.empty_stats(problem.stats_shape) for _ in range(2))
-    (prepared or engine.prepare(problem))(operands)
+    (prepared or engine.prepare(_together(problem, operands)))(operands)
     if out is None:
         return operands.out
     if operands.out is not out:
         out[...] = operands.out
     return out
+
+
+def _together(problem: Problem, operands: Operands) -> Problem:
+    """Single elements that are given the statistics of their channel are one set with those of the other instances.
+
+    So they are columns, where they would be rows of one element each.
+    """
+    if problem.statistics == "input" or problem.count != 1 or operands.mean.shape != problem.affine_shape:
+        return problem
+    return replace(problem, axes=tuple(a for a in range(len(problem.shape)) if a not in problem.affine_axes))
 
 
 def _overlaps(out: Array, operands: Operands) -> bool:

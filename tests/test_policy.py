@@ -4,13 +4,18 @@ import asyncio
 import copy
 import pickle
 import threading
+import tracemalloc
 
+import hypothesis
+import ml_dtypes
 import numpy as np
 import oracle
 import pytest
+from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
 import normkit as nk
+from normkit import answers
 
 F32 = np.float32
 ANSWERS = ["raise", "bias", "identity", "layer_norm", "running"]
@@ -259,6 +264,106 @@ def test_poison_in_single_elements(run, answer):
     poisoned = np.zeros(x.shape, bool)
     poisoned[1, 2] = poisoned[2, 3] = True
     assert_array_equal(np.isfinite(y), ~poisoned)
+
+
+# what needs no statistics needs no kernel, and nothing of x's size but the output
+
+DTYPES = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_identity_of_anything_is_itself(run, same_bits, dtype):
+    x = np.array([0.0, -0.0, 1.5, -1e-7, 6e4, np.inf, -np.inf, np.nan, -np.nan]).astype(dtype).reshape(3, 3, 1)
+    policy = nk.FallbackPolicy(single_element="identity")
+    for there in (x, x.transpose(1, 0, 2), x[::-1], x[:, ::-1]):
+        for _ in range(3):  # the second time by a plan
+            same_bits(run("instance_norm", there, policy=policy), there.copy())
+            same_bits(run("layer_norm", there, policy=policy), there.copy())
+
+
+@hypothesis.given(data=st.data())
+@hypothesis.settings(max_examples=100)
+def test_identity_and_bias_are_what_numpy_gives(same_bits, data):
+    """To the bit, on every backend and wherever x, out and the parameters lie; of halves rounded once."""
+    shape = data.draw(st.tuples(st.integers(0, 5), st.integers(1, 6)))
+    dtype, of_parameters = (np.dtype(data.draw(st.sampled_from(DTYPES))) for _ in range(2))
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    x = rng.normal(3, 100, shape).astype(dtype)
+    x[rng.random(shape) < 0.1] = data.draw(st.sampled_from([0, -0.0, np.nan, np.inf]))
+    parameters = {
+        name: rng.normal(size=shape[1]).astype(of_parameters)
+        for name in data.draw(st.sets(st.sampled_from(["weight", "bias"])))
+    }
+    if "weight" in parameters and data.draw(st.integers(0, 5)) == 0:
+        parameters["weight"][0] = np.inf
+    answer = data.draw(st.sampled_from(["identity", "bias"]))
+    plain = dtype.itemsize > 2 and (not parameters or of_parameters == dtype)
+    wide = x if plain else x.astype(np.float64)
+    weight, bias = (parameters[name].astype(wide.dtype) if name in parameters else None for name in ("weight", "bias"))
+    with np.errstate(all="ignore"):
+        y = wide if answer == "identity" else wide - wide
+        y = y if weight is None else y * weight
+        y = (y if bias is None else y + bias).astype(dtype)
+    there = data.draw(
+        st.sampled_from([np.asfortranarray, lambda a: np.repeat(a, 2, 0)[::2], lambda a: a[:, ::-1].copy()[:, ::-1]])
+    )(x)
+    if data.draw(st.booleans()) and dtype.name != "bfloat16":
+        there = there.astype(dtype.newbyteorder())
+    over = data.draw(st.sampled_from([None, "x", "weight"]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(answers, "BLOCK", data.draw(st.sampled_from([1, 24, 1 << 18])))
+        for backend in ("numba", "numpy"):
+            given, x_given = {name: p.copy() for name, p in parameters.items()}, there.copy(order="K")
+            out = x_given if over == "x" else None
+            if over == "weight" and "weight" in given and given["weight"].dtype == dtype and shape[0]:
+                memory = np.empty(shape, dtype)
+                memory[-1] = given["weight"]
+                given["weight"], out = memory[-1], memory
+            policy = nk.FallbackPolicy(single_element=answer)
+            got = nk.instance_norm(x_given, out=out, policy=policy, backend=backend, **given)
+            if answer == "identity":
+                same_bits(got.astype(dtype), y)
+            assert_array_equal(got.astype(np.float64), y.astype(np.float64))  # of 0 for -0, which a weight below 0 makes of 0
+
+
+@pytest.mark.parametrize("op", ["instance_norm", "layer_norm"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("answer", ["identity", "bias"])
+def test_answers_allocate_little_but_the_output(backend, op, dtype, answer):
+    x, affine = np.ones((2, 400_000, 1), dtype), {}
+    if op == "instance_norm":
+        affine = {name: np.ones(400_000, dtype) for name in ("weight", "bias")}
+    policy = nk.FallbackPolicy(single_element=answer)
+    call = lambda: getattr(nk, op)(x, policy=policy, backend=backend, **affine)  # noqa: E731
+    call()
+    nk.empty_cache()
+    tracemalloc.start()
+    y = call()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.05 * y.nbytes + answers.BLOCK + 200_000  # NumPy's own buffers
+
+
+@pytest.mark.parametrize("answer", ["identity", "bias", "layer_norm"])
+@pytest.mark.parametrize("stats", [False, True])
+def test_answers_are_planned(backend, answer, stats, monkeypatch):
+    x, affine = single("instance_norm")
+    call = {"policy": nk.FallbackPolicy(single_element=answer), "return_stats": stats, "backend": backend, **affine}
+    expected = [nk.instance_norm(a, **call) for a in (x, x + 1)]
+    monkeypatch.setattr("normkit.functional.execute", None)  # all that a plan does not answer ends up there
+    for a, right in zip((x, x + 1), expected, strict=True):
+        assert_array_equal(nk.instance_norm(a, **call), right)
+
+
+def test_the_statistics_of_a_channel_serve_any_number_of_instances(run, same_bits, dtype):
+    x, affine = single("instance_norm", 40, dtype)
+    call = {"use_input_stats": False, **running(dtype), **affine}
+    y, mean, rstd = run("instance_norm", x, return_stats=True, **call)
+    assert mean.shape == rstd.shape == x.shape
+    for i in (0, 17, 39):
+        same_bits(run("instance_norm", x[i : i + 1], **call), y[i : i + 1].copy())
+    last = run("instance_norm", x.transpose(0, 2, 3, 1).copy(), channel_axis=-1, **call)
+    same_bits(np.ascontiguousarray(last.transpose(0, 3, 1, 2)), y)
 
 
 # the named policies
