@@ -67,3 +67,8 @@ __all__ = [
     "set_num_threads",
     "using",
 ]
+
+
+def __dir__() -> list[str]:
+    """The public names, without the modules that Python puts beside them."""
+    return sorted([*__all__, *(name for name in globals() if name.startswith("__"))])

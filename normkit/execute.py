@@ -12,6 +12,7 @@ import numpy as np
 
 from normkit import answers
 from normkit import policy as policies
+from normkit.arguments import asked, flag
 from normkit.dispatch import choose, loud, news, refusal, stepping_down
 from normkit.errors import DegenerateShapeError, FallbackWarning, PolicyError, RunningStatsWarning
 from normkit.explain import degenerate_text, masked_text
@@ -20,6 +21,7 @@ from normkit.overlap import may_share_memory, place
 from normkit.plans import Plan, keep, keepable
 from normkit.policy import FallbackPolicy
 from normkit.problem import Array, Backend, Operands, Problem, kind, of_kind
+from normkit.registry import named
 from normkit.validation import Call, Running
 
 Prepared = Callable[[Operands], None]
@@ -27,10 +29,11 @@ Prepared = Callable[[Operands], None]
 
 def execute(call: Call, return_stats: bool, backend: str | None, policy: FallbackPolicy | None, arguments: Any = None) -> Any:
     """Run a validated call. Returns y, or (y, mean, rstd) if `return_stats`. With `arguments`, keeps the run for its like."""
+    problem, operands, running = call
+    return_stats = asked(problem.op, flag, problem.op, "return_stats", return_stats)
     ambient = policies.ambient()
     policy = ambient.policy if policy is None else policies.checked(policy)
-    name = ambient.backend if backend is None else backend
-    problem, operands, running = call
+    name = ambient.backend if backend is None else named(backend)
     instead = prepared = None
     if problem.degenerate:
         answer = policy.answer(problem.op)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import textwrap
 from collections.abc import Callable
 from math import prod
@@ -11,6 +12,7 @@ import numpy as np
 
 from normkit import policy as policies
 from normkit import validation
+from normkit.arguments import guarded, shown
 from normkit.dispatch import choose, loud
 from normkit.errors import InputTypeError, InputValueError, UnknownBackendError
 from normkit.masks import Degenerate, degenerate_sets
@@ -101,10 +103,9 @@ def explain(
                numba could too
       single   does not arise: more than one element shares statistics
     """
-    if not isinstance(op, str) or op not in VALIDATE:
-        raise InputValueError(f"explain: op is {op!r}, expected one of {list(VALIDATE)}")
+    op = _named(op)
     kwargs.pop("return_stats", None)
-    if isinstance(kwargs.get("mask"), tuple):
+    if issubclass(type(kwargs.get("mask")), tuple):
         kwargs["mask"] = _described("mask", kwargs["mask"], np.bool_)
     call = VALIDATE[op](_described("x", x, dtype), *args, **kwargs)
     return explanation(call.problem, backend, policy, call.running is not None, call.operands.mask)
@@ -227,17 +228,29 @@ def _axes_of(problem: Problem) -> str:
     return f"axis={problem.axes if len(problem.axes) > 1 else problem.axes[0]}, "
 
 
+@guarded("explain")
+def _named(op: Any) -> str:
+    if not isinstance(op, str) or op not in VALIDATE:
+        raise InputValueError(f"explain: op is {shown(op)}, expected one of {list(VALIDATE)}")
+    return op
+
+
+@guarded("explain")
 def _described(name: str, x: Any, dtype: Any) -> Any:
     """x itself, or a stand-in for an array of that shape."""
     if not isinstance(x, tuple | list):
         return x
-    if not all(isinstance(n, int | np.integer) and n >= 0 for n in x):
-        raise InputTypeError(f"explain: {name} is {x!r}, expected an array or a shape, as (128, 512, 1, 1)")
+    try:
+        shape = tuple(map(operator.index, x))
+    except TypeError:
+        shape = (-1,)
+    if not all(0 <= n < 2**63 for n in shape):
+        raise InputTypeError(f"explain: {name} is {shown(x)}, expected an array or a shape, as (128, 512, 1, 1)")
     try:
         kind = np.dtype(dtype)
-    except TypeError:
-        raise InputTypeError(f"explain: dtype is {dtype!r}, expected one of {', '.join(validation.FLOATS)}") from None
-    return validation.ShapeOnly(tuple(map(int, x)), kind)
+    except (TypeError, ValueError):
+        raise InputTypeError(f"explain: dtype is {shown(dtype)}, expected one of {', '.join(validation.FLOATS)}") from None
+    return validation.ShapeOnly(shape, kind)
 
 
 def _reduced(problem: Problem) -> str:

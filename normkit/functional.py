@@ -3,15 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from normkit import validation
+from normkit.arrays import AnyArray, ArrayT
 from normkit.execute import execute
 from normkit.plans import recall
 from normkit.policy import FallbackPolicy, ambient
 from normkit.problem import Array
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
+
+@overload
+def layer_norm(
+    x: ArrayT, normalized_shape: int | Sequence[int] | None = None, weight: AnyArray | None = None,
+    bias: AnyArray | None = None, eps: float = 1e-5, *, axis: int | Sequence[int] | None = None,
+    mask: AnyArray | None = None, out: AnyArray | None = None, return_stats: Literal[False] = False,
+    backend: str | None = None, policy: FallbackPolicy | None = None,
+) -> ArrayT: ...  # fmt: skip
+@overload
+def layer_norm(
+    x: ArrayT, normalized_shape: int | Sequence[int] | None = None, weight: AnyArray | None = None,
+    bias: AnyArray | None = None, eps: float = 1e-5, *, axis: int | Sequence[int] | None = None,
+    mask: AnyArray | None = None, out: AnyArray | None = None, return_stats: Literal[True],
+    backend: str | None = None, policy: FallbackPolicy | None = None,
+) -> tuple[ArrayT, NDArray[np.float64], NDArray[np.float64]]: ...  # fmt: skip
+@overload
+def layer_norm(
+    x: ArrayT, normalized_shape: int | Sequence[int] | None = None, weight: AnyArray | None = None,
+    bias: AnyArray | None = None, eps: float = 1e-5, *, axis: int | Sequence[int] | None = None,
+    mask: AnyArray | None = None, out: AnyArray | None = None, return_stats: bool,
+    backend: str | None = None, policy: FallbackPolicy | None = None,
+) -> Any: ...  # fmt: skip
 def layer_norm(
     x: Array,
     normalized_shape: int | Sequence[int] | None = None,
@@ -102,6 +128,27 @@ def layer_norm(
     return execute(call, return_stats, backend, policy, arguments)
 
 
+@overload
+def instance_norm(
+    x: ArrayT, running_mean: AnyArray | None = None, running_var: AnyArray | None = None, weight: AnyArray | None = None,
+    bias: AnyArray | None = None, use_input_stats: bool = True, momentum: float = 0.1, eps: float = 1e-5, *,
+    channel_axis: int = 1, mask: AnyArray | None = None, out: AnyArray | None = None, return_stats: Literal[False] = False,
+    backend: str | None = None, policy: FallbackPolicy | None = None,
+) -> ArrayT: ...  # fmt: skip
+@overload
+def instance_norm(
+    x: ArrayT, running_mean: AnyArray | None = None, running_var: AnyArray | None = None, weight: AnyArray | None = None,
+    bias: AnyArray | None = None, use_input_stats: bool = True, momentum: float = 0.1, eps: float = 1e-5, *,
+    channel_axis: int = 1, mask: AnyArray | None = None, out: AnyArray | None = None, return_stats: Literal[True],
+    backend: str | None = None, policy: FallbackPolicy | None = None,
+) -> tuple[ArrayT, NDArray[np.float64], NDArray[np.float64]]: ...  # fmt: skip
+@overload
+def instance_norm(
+    x: ArrayT, running_mean: AnyArray | None = None, running_var: AnyArray | None = None, weight: AnyArray | None = None,
+    bias: AnyArray | None = None, use_input_stats: bool = True, momentum: float = 0.1, eps: float = 1e-5, *,
+    channel_axis: int = 1, mask: AnyArray | None = None, out: AnyArray | None = None, return_stats: bool,
+    backend: str | None = None, policy: FallbackPolicy | None = None,
+) -> Any: ...  # fmt: skip
 def instance_norm(
     x: Array,
     running_mean: Array | None = None,
@@ -131,7 +178,8 @@ def instance_norm(
         float16, bfloat16, float32 or float64, of any memory layout. Axis 0 is the batch: unbatched input is not guessed.
     running_mean, running_var : array, shape (C,), optional
         Running statistics, both or neither. With `use_input_stats` they are updated in place, by the mean over N of the
-        instances' means and unbiased variances; without it they are the statistics.
+        instances' means and unbiased variances; without it they are the statistics. They stand before weight and bias, as
+        in torch: ``instance_norm(x, scale, bias)``, which is ONNX's order, would overwrite scale and bias. Give those by name.
     weight, bias : array, shape (C,), optional
         Scale and offset of each channel; each may be given alone, and be of another floating dtype than x.
     use_input_stats : bool
@@ -187,7 +235,7 @@ def instance_norm(
            [-13.42,  -4.47,   4.47,  13.42]], dtype=float32)
     """
     arguments = None
-    if use_input_stats and running_mean is None and running_var is None:
+    if use_input_stats is True and running_mean is None and running_var is None:
         arguments = (
             "instance_norm", momentum, eps, channel_axis, return_stats, backend, policy, out is None, mask is None, ambient(),
         )  # fmt: skip

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, overload
 
 import numpy as np
-from numpy.typing import DTypeLike
 
-from normkit import functional
+from normkit import checkpoints, functional
+from normkit.arguments import asked, flag, guarded, integer, shown
+from normkit.arrays import AnyArray, ArrayT
+from normkit.checkpoints import IncompatibleKeys
 from normkit.errors import InputTypeError, InputValueError
+from normkit.policy import FallbackPolicy, checked
 from normkit.problem import Array
 from normkit.validation import FLOATS
+
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike, NDArray
 
 
 class Layer:
@@ -21,12 +27,13 @@ class Layer:
     weight: Array | None
     bias: Array | None
 
-    def __init__(self) -> None:
+    def __init__(self, policy: FallbackPolicy | None) -> None:
         self.training = True
+        self.policy = policy if policy is None else checked(policy)
 
     def train(self, mode: bool = True) -> Self:
         """Set training mode; returns the layer."""
-        self.training = bool(mode)
+        self.training = _flag(self, "mode", mode)
         return self
 
     def eval(self) -> Self:
@@ -38,49 +45,77 @@ class Layer:
         named = ((name, getattr(self, name)) for name in self.state_names)
         return {prefix + name: array for name, array in named if array is not None}
 
-    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True, prefix: str = "") -> None:
-        """Copy arrays into this layer, keeping its dtypes.
+    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True, prefix: str = "") -> IncompatibleKeys:
+        """Copy arrays into this layer, keeping its dtypes: all of them, or none where something does not fit.
 
         Parameters
         ----------
         state : mapping of str to array
-            As from `state_dict`, `numpy.load` of an .npz file, or `safetensors.numpy.load_file`.
+            As from `state_dict`, `numpy.load` of an .npz file, or `safetensors.numpy.load_file`. ``gamma`` and ``beta``, as
+            old checkpoints have them, are weight and bias. ``num_batches_tracked`` may be absent, as in torch.
         strict : bool
             Raise on a name that is missing, or that this layer does not have.
         prefix : str
-            Take only the names that start with it, as ``"encoder.norm1."`` in a whole model's checkpoint.
+            Take only the names that start with it, as ``"encoder.norm1."`` in a whole model's checkpoint. Its last dot may
+            be left out.
+
+        Returns
+        -------
+        missing_keys, unexpected_keys : list of str
+            As torch: names that the state lacks, and that the layer lacks. Both are empty if `strict`.
 
         Raises
         ------
         InputValueError, InputTypeError
-            A name is missing or unexpected, or an array has another shape or kind; nothing has been copied then.
+            A name is missing or unexpected, or an array has another shape or kind, or numbers that are too large for the
+            layer's dtype; nothing has been copied then.
 
         Examples
         --------
         >>> import numpy as np, normkit as nk
         >>> norm = nk.LayerNorm(4)
         >>> norm.load_state_dict({"norm1.weight": np.full(4, 2.0), "norm1.bias": np.zeros(4)}, prefix="norm1.")
+        <All keys matched successfully>
         >>> norm.weight
         array([2., 2., 2., 2.], dtype=float32)
         """
-        own = self.state_dict()
-        given = {name.removeprefix(prefix): name for name in state if name.startswith(prefix)}
-        missing, unexpected = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
-        if strict and (missing or unexpected):
-            raise InputValueError(
-                f"{self}: state lacks {missing} and has unexpected {unexpected}, expected {sorted(own)} after the prefix "
-                f"{prefix!r}; strict=False takes what fits"
-            )
-        loaded = {name: np.asarray(state[given[name]]) for name in own if name in given}
-        for name, array in loaded.items():
-            if array.shape != own[name].shape:
-                raise InputValueError(
-                    f"{self}: {prefix}{name} has shape {array.shape}, expected {own[name].shape} as the layer was made with"
-                )
-            if not np.can_cast(array.dtype, own[name].dtype, "same_kind"):
-                raise InputTypeError(f"{self}: {prefix}{name} has dtype {array.dtype}, which {own[name].dtype} cannot hold")
-        for name, array in loaded.items():
-            own[name][...] = array
+        return asked(type(self).__name__, checkpoints.load, self, state, _flag(self, "strict", strict), prefix)
+
+    @overload
+    def __call__(
+        self, x: ArrayT, *, mask: AnyArray | None = None, out: AnyArray | None = None, return_stats: Literal[False] = False,
+        backend: str | None = None, policy: FallbackPolicy | None = None,
+    ) -> ArrayT: ...  # fmt: skip
+    @overload
+    def __call__(
+        self, x: ArrayT, *, mask: AnyArray | None = None, out: AnyArray | None = None, return_stats: Literal[True],
+        backend: str | None = None, policy: FallbackPolicy | None = None,
+    ) -> tuple[ArrayT, NDArray[np.float64], NDArray[np.float64]]: ...  # fmt: skip
+    @overload
+    def __call__(
+        self, x: ArrayT, *, mask: AnyArray | None = None, out: AnyArray | None = None, return_stats: bool,
+        backend: str | None = None, policy: FallbackPolicy | None = None,
+    ) -> Any: ...  # fmt: skip
+    def __call__(
+        self,
+        x: ArrayT,
+        *,
+        mask: AnyArray | None = None,
+        out: AnyArray | None = None,
+        return_stats: bool = False,
+        backend: str | None = None,
+        policy: FallbackPolicy | None = None,
+    ) -> Any:
+        """Normalize x; its channels come first, as in torch.
+
+        The other arguments are those of `normkit.layer_norm` and `normkit.instance_norm`. `policy` wins over the layer's own.
+        InstanceNorm takes the statistics from x while it is training, and where it keeps no running ones.
+        """
+        return self.normalized(x, mask, out, return_stats, backend, self.policy if policy is None else policy)
+
+    def normalized(self, x: Any, mask: Any, out: Any, return_stats: bool, backend: str | None, policy: Any) -> Any:
+        """What a call does."""
+        raise NotImplementedError
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.extra_repr()})"
@@ -104,7 +139,9 @@ class LayerNorm(Layer):
     bias : bool
         Have the bias, if affine.
     dtype : dtype
-        Of weight and bias.
+        Of weight and bias; None: float32, as in torch.
+    policy : FallbackPolicy, optional
+        That of each call that is given none.
 
     Examples
     --------
@@ -122,26 +159,35 @@ class LayerNorm(Layer):
         eps: float = 1e-5,
         elementwise_affine: bool = True,
         bias: bool = True,
-        dtype: DTypeLike = np.float32,
+        dtype: DTypeLike | None = np.float32,
+        *,
+        policy: FallbackPolicy | None = None,
     ) -> None:
-        super().__init__()
-        sizes = normalized_shape if isinstance(normalized_shape, Sequence) else (normalized_shape,)
-        self.normalized_shape = tuple(_size("LayerNorm", "normalized_shape", n) for n in sizes)
-        if not self.normalized_shape:
-            raise InputValueError("LayerNorm: normalized_shape is empty, expected the size of at least one axis")
+        super().__init__(policy)
+        self.normalized_shape = _shape(normalized_shape)
         self.eps = eps
-        self.elementwise_affine = elementwise_affine
-        dtype = _float("LayerNorm", dtype)
-        self.weight = np.ones(self.normalized_shape, dtype) if elementwise_affine else None
-        self.bias = np.zeros(self.normalized_shape, dtype) if elementwise_affine and bias else None
+        self.elementwise_affine = _flag(self, "elementwise_affine", elementwise_affine)
+        bias, dtype = _flag(self, "bias", bias), _float(self, dtype)
+        self.weight = _full(self, "normalized_shape", self.normalized_shape, 1, dtype) if elementwise_affine else None
+        self.bias = _full(self, "normalized_shape", self.normalized_shape, 0, dtype) if elementwise_affine and bias else None
 
-    def __call__(self, x: Array, **options: Any) -> Any:
-        """Normalize x; `options` are the keyword-only ones of `normkit.layer_norm`, less `axis`."""
-        return functional.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps, **options)
+    def normalized(self, x: Any, mask: Any, out: Any, return_stats: bool, backend: str | None, policy: Any) -> Any:
+        return functional.layer_norm(
+            x,
+            self.normalized_shape,
+            self.weight,
+            self.bias,
+            self.eps,
+            mask=mask,
+            out=out,
+            return_stats=return_stats,
+            backend=backend,
+            policy=policy,
+        )
 
     def extra_repr(self) -> str:
         bias = self.bias is not None
-        return f"{self.normalized_shape}, eps={self.eps}, elementwise_affine={self.elementwise_affine}, bias={bias}"
+        return f"{self.normalized_shape}, eps={shown(self.eps)}, elementwise_affine={self.elementwise_affine}, bias={bias}"
 
 
 class InstanceNorm(Layer):
@@ -157,53 +203,29 @@ class InstanceNorm(Layer):
         momentum: float | None = 0.1,
         affine: bool = False,
         track_running_stats: bool = False,
-        dtype: DTypeLike = np.float32,
+        dtype: DTypeLike | None = np.float32,
         *,
         bias: bool = True,
+        policy: FallbackPolicy | None = None,
     ) -> None:
-        super().__init__()
-        self.num_features = _size(type(self).__name__, "num_features", num_features)
+        super().__init__(policy)
+        self.num_features = _size(self, "num_features", num_features)
         self.eps = eps
         self.momentum = momentum
-        self.affine = affine
-        self.track_running_stats = track_running_stats
-        dtype = _float(type(self).__name__, dtype)
-        self.weight = np.ones(num_features, dtype) if affine else None
-        self.bias = np.zeros(num_features, dtype) if affine and bias else None
+        self.affine = _flag(self, "affine", affine)
+        self.track_running_stats = tracked = _flag(self, "track_running_stats", track_running_stats)
+        bias, dtype, channels = _flag(self, "bias", bias), _float(self, dtype), (self.num_features,)
+        self.weight = _full(self, "num_features", channels, 1, dtype) if affine else None
+        self.bias = _full(self, "num_features", channels, 0, dtype) if affine and bias else None
         statistics = np.result_type(dtype, np.float32)  # a variance of float16 soon ends at 65504
-        self.running_mean = np.zeros(num_features, statistics) if track_running_stats else None
-        self.running_var = np.ones(num_features, statistics) if track_running_stats else None
-        self.num_batches_tracked = np.zeros((), np.int64) if track_running_stats else None  # torch keeps it, and at 0
+        self.running_mean = _full(self, "num_features", channels, 0, statistics) if tracked else None
+        self.running_var = _full(self, "num_features", channels, 1, statistics) if tracked else None
+        self.num_batches_tracked = np.zeros((), np.int64) if tracked else None  # torch keeps it, and at 0
 
-    def __call__(self, x: Array, **options: Any) -> Any:
-        """Normalize x, (N, C, *spatial) or (C, *spatial).
-
-        `options` are the keyword-only ones of `normkit.instance_norm`, less `channel_axis`: a layer's input is as torch's.
-
-        Training, or without running statistics: those of x. Else the running ones.
-        """
-        if "channel_axis" in options:
-            raise InputTypeError(
-                f"{type(self).__name__}: channel_axis is not an option of the layer, expected channels first as in torch; "
-                "nk.instance_norm takes any channel_axis"
-            )
-        shape = getattr(x, "shape", None)
-        unbatched = shape is not None and len(shape) == self.spatial + 1
-        if shape is not None and not unbatched and len(shape) != self.spatial + 2:
-            spatial = ", ".join("DHW"[-self.spatial :] if self.spatial > 1 else "L")
-            raise InputValueError(
-                f"{type(self).__name__}: x has shape {tuple(shape)}, expected (N, C, {spatial}) or unbatched (C, {spatial})"
-            )
-        if shape is not None and (channels := shape[0 if unbatched else 1]) != self.num_features:
-            raise InputValueError(
-                f"{type(self).__name__}: x has shape {tuple(shape)} with {channels} channels, expected "
-                f"num_features={self.num_features} as the layer was made with"
-            )
-        out = options.get("out")
-        if unbatched:
-            options = {k: v[None] if k in ("out", "mask") and getattr(v, "ndim", False) else v for k, v in options.items()}
-        y = functional.instance_norm(
-            x[None] if unbatched else x,
+    def normalized(self, x: Any, mask: Any, out: Any, return_stats: bool, backend: str | None, policy: Any) -> Any:
+        batch, batch_out, batch_mask, unbatched = self._batch(x, out, mask)
+        y: Any = functional.instance_norm(
+            batch,
             self.running_mean,
             self.running_var,
             self.weight,
@@ -211,7 +233,11 @@ class InstanceNorm(Layer):
             self.training or not self.track_running_stats,
             0.0 if self.momentum is None else self.momentum,
             self.eps,
-            **options,
+            mask=batch_mask,
+            out=batch_out,
+            return_stats=return_stats,
+            backend=backend,
+            policy=policy,
         )
         if not unbatched:
             return y
@@ -220,9 +246,35 @@ class InstanceNorm(Layer):
             parts[0] = out
         return tuple(parts) if isinstance(y, tuple) else parts[0]
 
+    def _batch(self, x: Any, out: Any, mask: Any) -> tuple[Any, Any, Any, bool]:
+        """Check the shape of x; x, out and mask as a batch, and whether they were none."""
+        if type(x) is np.ndarray and x.ndim == self.spatial + 2 and x.shape[1] == self.num_features:
+            return x, out, mask, False
+        return asked(type(self).__name__, self._as_batch, x, out, mask)
+
+    def _as_batch(self, x: Any, out: Any, mask: Any) -> tuple[Any, Any, Any, bool]:
+        shape = getattr(x, "shape", None)
+        if not isinstance(shape, tuple):
+            return x, out, mask, False  # no array, which the function says
+        unbatched = len(shape) == self.spatial + 1
+        if not unbatched and len(shape) != self.spatial + 2:
+            spatial = ", ".join("DHW"[-self.spatial :] if self.spatial > 1 else "L")
+            raise InputValueError(
+                f"{type(self).__name__}: x has shape {shape}, expected (N, C, {spatial}) or unbatched (C, {spatial})"
+            )
+        if (channels := shape[0 if unbatched else 1]) != self.num_features:
+            raise InputValueError(
+                f"{type(self).__name__}: x has shape {shape} with {channels} channels, expected "
+                f"num_features={self.num_features} as the layer was made with"
+            )
+        if not unbatched:
+            return x, out, mask, False
+        out, mask = (a[None] if getattr(a, "ndim", False) else a for a in (out, mask))
+        return x[None], out, mask, True
+
     def extra_repr(self) -> str:
         return (
-            f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}, "
+            f"{self.num_features}, eps={shown(self.eps)}, momentum={shown(self.momentum)}, affine={self.affine}, "
             f"bias={self.bias is not None}, track_running_stats={self.track_running_stats}"
         )
 
@@ -243,9 +295,12 @@ class InstanceNorm1d(InstanceNorm):
     track_running_stats : bool
         Have running statistics, updated in training and used in evaluation.
     dtype : dtype
-        Of weight and bias. Running statistics are of this dtype, and at least float32: a variance soon outgrows float16.
+        Of weight and bias; None: float32, as in torch. Running statistics are of this dtype, and at least float32, as a
+        variance soon outgrows float16.
     bias : bool
         Have the bias, if affine.
+    policy : FallbackPolicy, optional
+        That of each call that is given none.
 
     Examples
     --------
@@ -285,16 +340,51 @@ class InstanceNorm3d(InstanceNorm):
     spatial = 3
 
 
-def _size(layer: str, name: str, n: Any) -> int:
-    if not isinstance(n, int | np.integer) or isinstance(n, bool):
-        raise InputTypeError(f"{layer}: {name} holds {n!r}, expected an int")
-    if n < 0:
-        raise InputValueError(f"{layer}: {name} holds {n}, expected 0 or more")
-    return int(n)
+def _flag(layer: Layer, name: str, value: Any) -> bool:
+    return asked(type(layer).__name__, flag, type(layer).__name__, name, value)
 
 
-def _float(layer: str, dtype: DTypeLike) -> np.dtype[Any]:
-    kind = np.dtype(dtype)
+def _size(layer: Layer, name: str, n: Any) -> int:
+    return asked(type(layer).__name__, _checked_size, type(layer).__name__, name, n)
+
+
+def _checked_size(layer: str, name: str, n: Any) -> int:
+    if isinstance(n, bool | np.bool_):
+        raise InputTypeError(f"{layer}: {name} holds {n}, expected an int")
+    size = integer(layer, f"{name} holds", n, "an int")
+    if size < 0:
+        raise InputValueError(f"{layer}: {name} holds {shown(size)}, expected 0 or more")
+    return size
+
+
+@guarded("LayerNorm")
+def _shape(normalized_shape: Any) -> tuple[int, ...]:
+    sizes = normalized_shape if isinstance(normalized_shape, Sequence) else (normalized_shape,)
+    shape = tuple(_checked_size("LayerNorm", "normalized_shape", n) for n in sizes)
+    if not shape:
+        raise InputValueError("LayerNorm: normalized_shape is empty, expected the size of at least one axis")
+    return shape
+
+
+def _full(layer: Layer, name: str, shape: tuple[int, ...], value: int, dtype: Any) -> Array:
+    try:
+        return np.full(shape, value, dtype)
+    except (ValueError, OverflowError) as error:
+        raise InputValueError(
+            f"{type(layer).__name__}: {name} is {shown(shape)}, expected the shape of an array, and NumPy says: {error}"
+        ) from None
+
+
+def _float(layer: Layer, dtype: DTypeLike | None) -> np.dtype[Any]:
+    return asked(type(layer).__name__, _checked_float, type(layer).__name__, dtype)
+
+
+def _checked_float(layer: str, dtype: DTypeLike | None) -> np.dtype[Any]:
+    expected = f"expected one of {', '.join(FLOATS)}"
+    try:
+        kind = np.dtype(np.float32 if dtype is None else dtype)
+    except (TypeError, ValueError):
+        raise InputTypeError(f"{layer}: dtype is {shown(dtype)}, {expected}") from None
     if kind.name not in FLOATS:
-        raise InputTypeError(f"{layer}: dtype is {kind}, expected one of {', '.join(FLOATS)}")
+        raise InputTypeError(f"{layer}: dtype is {kind}, {expected}")
     return kind

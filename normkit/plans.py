@@ -27,13 +27,13 @@ def recall(arguments: Any, x: Array, weight: Array, bias: Array, out: Array, mas
     """The result of a call, if a plan has been kept that takes the arrays."""
     try:
         plan = latest.get(arguments)
-    except TypeError:  # one of them cannot be hashed, as a list
+    except Exception:  # noqa: BLE001 - one of them cannot be hashed, as a list, or its own __hash__ or __eq__ raises
         return None
     if plan is None:
         return None
     y = plan(x, weight, bias, out) if mask is None else plan(x, weight, bias, out, mask)
     if y is None:
-        for plan in plans.get((arguments, getattr(x, "shape", None)), ()):
+        for plan in _kept(arguments, x):
             y = plan(x, weight, bias, out) if mask is None else plan(x, weight, bias, out, mask)
             if y is not None:
                 latest[arguments] = plan
@@ -41,11 +41,18 @@ def recall(arguments: Any, x: Array, weight: Array, bias: Array, out: Array, mas
     return y
 
 
+def _kept(arguments: Any, x: Array) -> tuple[Plan, ...]:
+    try:
+        return plans.get((arguments, x.shape), ())
+    except Exception:  # noqa: BLE001 - a stranger's shape may be a list, or raise
+        return ()
+
+
 def keepable(arguments: Any) -> bool:
     """Whether a plan can be kept for them."""
     try:
         hash(arguments)
-    except TypeError:
+    except Exception:  # noqa: BLE001 - its own __hash__ may raise anything
         return False
     return arguments is not None
 

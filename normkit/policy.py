@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
+from normkit.arguments import guarded, shown
 from normkit.errors import PolicyError
 from normkit.problem import Problem
+from normkit.registry import known
 
 Name = Literal["raise", "bias", "identity", "layer_norm", "running"]
 Answer = Name | Callable[[Problem], Any]
@@ -83,27 +85,27 @@ class FallbackPolicy:
     order: tuple[str, ...] = ("numba", "numpy")
     on_fallback: Loudness = "warn"
 
+    @guarded("FallbackPolicy")
     def __post_init__(self) -> None:
         answers = self.single_element
         if isinstance(answers, Mapping):
             if unknown := set(answers) - set(OPS):
-                raise PolicyError(
-                    f"FallbackPolicy: single_element names {sorted(map(str, unknown))}, expected ops among {list(OPS)}"
-                )
+                named = ", ".join(sorted(map(shown, unknown)))
+                raise PolicyError(f"FallbackPolicy: single_element names {named}, expected ops among {list(OPS)}")
             object.__setattr__(self, "single_element", PerOp(answers))
         for answer in answers.values() if isinstance(answers, Mapping) else [answers]:
             if not (callable(answer) or (isinstance(answer, str) and answer in get_args(Name))):
                 expected = ", ".join(map(repr, get_args(Name)))
                 raise PolicyError(
-                    f"FallbackPolicy: single_element is {answer!r}, expected one of {expected}, a callable, "
+                    f"FallbackPolicy: single_element is {shown(answer)}, expected one of {expected}, a callable, "
                     "or a mapping from op name to one of these"
                 )
         order = self.order
         if not isinstance(order, Sequence) or isinstance(order, str) or not order or not all(isinstance(n, str) for n in order):
-            raise PolicyError(f"FallbackPolicy: order is {order!r}, expected backend names, as ('numba', 'numpy')")
+            raise PolicyError(f"FallbackPolicy: order is {shown(order)}, expected backend names, as ('numba', 'numpy')")
         object.__setattr__(self, "order", tuple(order))
-        if self.on_fallback not in get_args(Loudness):
-            raise PolicyError(f"FallbackPolicy: on_fallback is {self.on_fallback!r}, expected 'ignore', 'warn' or 'raise'")
+        if not isinstance(self.on_fallback, str) or self.on_fallback not in get_args(Loudness):
+            raise PolicyError(f"FallbackPolicy: on_fallback is {shown(self.on_fallback)}, expected 'ignore', 'warn' or 'raise'")
 
     def answer(self, op: str) -> Answer:
         """What this policy says to a single element in `op`."""
@@ -140,8 +142,7 @@ _ambient: ContextVar[Ambient] = ContextVar("normkit.ambient", default=DEFAULT)
 ambient = _ambient.get
 
 
-@contextmanager
-def using(*, backend: str | None = None, policy: FallbackPolicy | None = None) -> Iterator[None]:
+def using(*, backend: str | None = None, policy: FallbackPolicy | None = None) -> AbstractContextManager[None]:
     """Set the backend or the policy of every call inside a ``with`` block, in this thread or asyncio task only.
 
     What is left as None stays as it was outside; an argument of a call wins over both.
@@ -152,6 +153,11 @@ def using(*, backend: str | None = None, policy: FallbackPolicy | None = None) -
         As the argument `backend` of every op: an order, which runs there or raises.
     policy : FallbackPolicy, optional
         As the argument `policy` of every op.
+
+    Raises
+    ------
+    UnknownBackendError, PolicyError
+        At once: nobody has heard of such a backend, or the policy is none.
 
     Examples
     --------
@@ -164,7 +170,12 @@ def using(*, backend: str | None = None, policy: FallbackPolicy | None = None) -
     if policy is not None:
         changes["policy"] = checked(policy)
     if backend is not None:
-        changes["backend"] = backend
+        changes["backend"] = known(backend)
+    return _block(changes)
+
+
+@contextmanager
+def _block(changes: dict[str, Any]) -> Iterator[None]:
     token = _ambient.set(replace(_ambient.get(), **changes))
     try:
         yield
@@ -172,11 +183,12 @@ def using(*, backend: str | None = None, policy: FallbackPolicy | None = None) -
         _ambient.reset(token)
 
 
+@guarded("policy")
 def checked(policy: object) -> FallbackPolicy:
     """`policy`, if it is one."""
     if not isinstance(policy, FallbackPolicy):
         raise PolicyError(
-            f"policy is {policy!r}, expected a FallbackPolicy, as nk.FallbackPolicy.onnx() or "
+            f"policy is {shown(policy)}, expected a FallbackPolicy, as nk.FallbackPolicy.onnx() or "
             "nk.FallbackPolicy(single_element='identity')"
         )
     return policy

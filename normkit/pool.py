@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from normkit.arguments import guarded, integer, shown
 from normkit.errors import InputTypeError, InputValueError
 from normkit.memory_limits import Scope, scopes
 
@@ -92,6 +93,7 @@ def empty_cache() -> None:
             _blocks.clear()  # a block whose output lives is kept by that output, and freed with it
 
 
+@guarded("set_cache_limit")
 def set_cache_limit(nbytes: int) -> None:
     """Set how many bytes of outputs may be kept for reuse in this process; 0 keeps none.
 
@@ -112,10 +114,11 @@ def set_cache_limit(nbytes: int) -> None:
     >>> nk.set_cache_limit(before)
     """
     global _limit
-    if not isinstance(nbytes, int) or isinstance(nbytes, bool):
-        raise InputTypeError(f"set_cache_limit: nbytes is {nbytes!r}, expected an int")
+    if isinstance(nbytes, bool):
+        raise InputTypeError(f"set_cache_limit: nbytes is {nbytes}, expected an int")
+    nbytes = integer("set_cache_limit", "nbytes is", nbytes, "an int")
     if nbytes < 0:
-        raise InputValueError(f"set_cache_limit: nbytes is {nbytes}, expected 0 or more; 0 keeps nothing")
+        raise InputValueError(f"set_cache_limit: nbytes is {shown(nbytes)}, expected 0 or more; 0 keeps nothing")
     _limit = nbytes
     with _Alone() as mine:
         if mine:

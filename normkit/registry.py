@@ -13,6 +13,7 @@ from threading import RLock
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from normkit import forks
+from normkit.arguments import guarded, shown
 from normkit.errors import InputTypeError, InputValueError, InstallationError, NoBackendError, UnknownBackendError
 from normkit.interrupts import undisturbed
 from normkit.plans import forget
@@ -61,6 +62,7 @@ _lock = RLock()
 forks.wait_for(_lock)
 
 
+@guarded("register_backend")
 def register_backend(backend: Backend) -> None:
     """Make a backend known in this process under its own name.
 
@@ -79,9 +81,9 @@ def register_backend(backend: Backend) -> None:
     if not isinstance(backend, Backend) or isinstance(backend, type):
         parts = [part for part in _PROTOCOL if not hasattr(backend, part)]
         lacks = f"lacks {', '.join(parts)}" if parts else "is a class, expected an instance"
-        raise InputTypeError(f"register_backend: {backend!r} {lacks}; see help(normkit.Backend)")
+        raise InputTypeError(f"register_backend: {shown(backend)} {lacks}; see help(normkit.Backend)")
     if not isinstance(backend.name, str):
-        raise InputTypeError(f"register_backend: name is {backend.name!r}, expected a str")
+        raise InputTypeError(f"register_backend: name is {shown(backend.name)}, expected a str")
     if backend.name in BUILT_IN:
         raise InputValueError(f"register_backend: {backend.name!r} is built in and cannot be replaced; choose another name")
     with _lock:
@@ -114,14 +116,37 @@ def get_backend(name: str) -> Backend:
 
 def find(name: str) -> Backend | Missing:
     """The backend, or why it cannot be had; raises only if the name is unknown."""
-    if not isinstance(name, str):
-        raise InputTypeError(f"backend is {name!r}, expected a name, one of {names()}, or None for the policy's choice")
+    name = named(name)
     found = _found.get(name) or _registered.get(name)
     if found is not None:
         return found
     if name in BUILT_IN and not _lock._is_owned():  # type: ignore[attr-defined]  # else a stranger's import has called us
         return undisturbed(lambda: _looked_up(name))
     return _looked_up(name)
+
+
+@guarded("backend")
+def named(name: object) -> str:
+    """What may be the name of a backend."""
+    if not isinstance(name, str):
+        raise InputTypeError(f"backend is {shown(name)}, expected a name, one of {names()}, or None for the policy's choice")
+    return str.__str__(name)  # of a subclass too: its own __hash__ is not asked
+
+
+def known(name: object) -> str:
+    """The name of a backend that somebody has heard of; nothing is imported for it."""
+    name = named(name)
+    if name not in BUILT_IN and name not in _registered and name not in _announced():
+        raise _unknown(name)
+    return name
+
+
+def _unknown(name: str) -> UnknownBackendError:
+    import difflib
+
+    close = difflib.get_close_matches(name, names(), 3)
+    hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+    return UnknownBackendError(f"backend is {shown(name)}, expected one of {names()}{hint}")
 
 
 def _looked_up(name: str) -> Backend | Missing:
@@ -134,12 +159,7 @@ def _looked_up(name: str) -> Backend | Missing:
         elif name in (announced := _announced()):
             _found[name] = _load(name, announced[name].load, "reinstall or remove the package that announces it")
         else:
-            known = names()
-            import difflib
-
-            close = difflib.get_close_matches(name, known, 1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise UnknownBackendError(f"backend is {name!r}, expected one of {known}{hint}")
+            raise _unknown(name)
         return _found[name]
 
 

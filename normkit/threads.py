@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import operator
 import os
 from functools import lru_cache
 
+from normkit.arguments import guarded, integer, shown
 from normkit.control_groups import folders, words
 from normkit.errors import InputTypeError, InputValueError
 
@@ -28,6 +28,7 @@ def get_num_threads() -> int:
     return granted() if _setting is None else _setting
 
 
+@guarded("set_num_threads")
 def set_num_threads(n: int | None) -> None:
     """Set how many threads a call may use, in this process. None: as many as the machine grants.
 
@@ -47,11 +48,15 @@ def set_num_threads(n: int | None) -> None:
     >>> nk.set_num_threads(None)
     """
     global _setting
-    if isinstance(n, bool) or not (n is None or hasattr(n, "__index__")):
-        raise InputTypeError(f"set_num_threads: n is {n!r}, expected an int, or None for as many as the machine grants")
-    if n is not None and n < 1:
-        raise InputValueError(f"set_num_threads: n is {n}, expected 1 or more, or None for as many as the machine grants")
-    _setting = None if n is None else min(operator.index(n), granted())
+    expected = "an int, or None for as many as the machine grants"
+    if isinstance(n, bool):
+        raise InputTypeError(f"set_num_threads: n is {n}, expected {expected}")
+    number = None if n is None else integer("set_num_threads", "n is", n, expected)
+    if number is not None and number < 1:
+        raise InputValueError(
+            f"set_num_threads: n is {shown(number)}, expected 1 or more, or None for as many as the machine grants"
+        )
+    _setting = None if number is None else min(number, granted())
 
 
 def forked() -> bool:

@@ -7,18 +7,18 @@ the op, what it got, what it expected and where that comes from, and the cure. N
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Sequence
-from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from normkit import cures
+from normkit.arguments import finite, flag, guarded, integer, shown
 from normkit.errors import InputTypeError, InputValueError
 from normkit.overlap import may_share_memory, repeats, shares_memory
 from normkit.problem import Array, Operands, Problem
 
-FLOATS = ("float16", "bfloat16", "float32", "float64")
+FLOATS = cures.FLOATS
 
 
 class ShapeOnly(NamedTuple):
@@ -52,6 +52,7 @@ class Running(NamedTuple):
     momentum: float
 
 
+@guarded("layer_norm")
 def layer_norm(
     x: Array,
     normalized_shape: int | Sequence[int] | None = None,
@@ -92,11 +93,12 @@ def layer_norm(
     )
     _mask(op, mask, x, family)
     _out(op, out, x, family)
-    ascending = np.argsort(axes)
-    weight, bias = (p if p is None else p.transpose(*ascending) for p in (weight, bias))
+    if (ascending := sorted(range(len(axes)), key=axes.__getitem__)) != list(range(len(axes))):
+        weight, bias = (p if p is None else p.transpose(*ascending) for p in (weight, bias))
     return Call(problem, Operands(x, weight, bias, out=out, mask=mask))
 
 
+@guarded("instance_norm")
 def instance_norm(
     x: Array,
     running_mean: Array | None = None,
@@ -113,6 +115,7 @@ def instance_norm(
     """Check an instance_norm."""
     op = "instance_norm"
     family = _array(op, "x", x)
+    use_input_stats = flag(op, "use_input_stats", use_input_stats)
     if x.ndim < 2:
         raise InputValueError(
             f"{op}: x has shape {x.shape}, expected (N, C, *spatial): axis 0 is the batch, and unbatched input is never "
@@ -120,7 +123,7 @@ def instance_norm(
         )
     channel, *more = _axes(op, channel_axis, x.ndim, "channel_axis")
     if more:
-        raise InputValueError(f"{op}: channel_axis is {channel_axis!r}, expected one axis")
+        raise InputValueError(f"{op}: channel_axis is {shown(channel_axis)}, expected one axis")
     if channel == 0:
         raise InputValueError(
             f"{op}: channel_axis={channel_axis} is axis 0, the batch; expected 1 .. {x.ndim - 1}; x[np.newaxis] adds a batch"
@@ -134,7 +137,7 @@ def instance_norm(
         raise InputValueError(f"{op}: running_mean and running_var belong together, expected both or neither")
     running = None
     if running_mean is not None:
-        running = Running(running_mean, running_var, _finite(op, "momentum", momentum))
+        running = Running(running_mean, running_var, finite(op, "momentum", momentum))
     elif not use_input_stats:
         raise InputValueError(
             f"{op}: use_input_stats=False without running_mean and running_var, expected both: they are the statistics then"
@@ -165,40 +168,40 @@ def instance_norm(
 
 def _array(op: str, name: str, value: Any) -> str:
     """The family of an array that can be normalized: the package of its type."""
-    if isinstance(value, ShapeOnly) or type(value) is np.ndarray or type(value) is np.memmap:
-        family = "numpy"
-    elif isinstance(value, np.ma.MaskedArray):
-        cure = "pass x.filled(0) with mask=~np.ma.getmaskarray(x)" if name == "x" else f"{name}.filled(0) makes one"
-        raise InputTypeError(f"{op}: {name} is a masked array, whose mask would be lost, expected a plain array; {cure}")
-    elif isinstance(value, np.ndarray):
-        kind = f"{type(value).__module__}.{type(value).__qualname__}"
-        raise InputTypeError(f"{op}: {name} is a {kind}, expected a plain array; np.asarray({name}) makes one")
-    elif isinstance(getattr(value, "dtype", None), np.dtype) and hasattr(value, "strides"):
-        family = type(value).__module__.partition(".")[0]
-        if family == "numpy":  # a NumPy scalar
-            raise InputTypeError(f"{op}: {name} is a {type(value).__name__} scalar, expected an array; np.array([{name}])")
-    else:
-        cure = f"np.asarray({name}, dtype=np.float32)"
-        raise InputTypeError(f"{op}: {name} is {_kind(value)}, expected a NumPy array; {cure} makes one of numbers")
+    family = _family(op, name, value)
     if value.dtype.name not in FLOATS:
-        raise InputTypeError(f"{op}: {name} has dtype {value.dtype}, expected one of {', '.join(FLOATS)}; {_cast(name, value)}")
+        expected = ", ".join(FLOATS)
+        raise InputTypeError(f"{op}: {name} has dtype {value.dtype}, expected one of {expected}; {cures.cast(name, value)}")
     return family
 
 
-def _kind(value: object) -> str:
-    return "None" if value is None else f"a {type(value).__module__}.{type(value).__qualname__}".replace("builtins.", "")
+def _family(op: str, name: str, value: Any) -> str:
+    """The package of the type of an array, whatever its elements are."""
+    if isinstance(value, ShapeOnly) or type(value) is np.ndarray or type(value) is np.memmap:
+        return "numpy"
+    kind = cures.kind_of(value)
+    if isinstance(value, np.ma.MaskedArray):
+        cure = "pass x.filled(0) with mask=~np.ma.getmaskarray(x)" if name == "x" else f"{name}.filled(0) makes one"
+        raise InputTypeError(f"{op}: {name} is a masked array, whose mask would be lost, expected a plain array; {cure}")
+    if isinstance(value, np.ndarray):
+        raise InputTypeError(f"{op}: {name} is {kind}, expected a plain array; np.asarray({name}) makes one")
+    if isinstance(value, np.generic):
+        raise InputTypeError(
+            f"{op}: {name} is a {type(value).__name__} scalar, expected an array; np.array([{name}]) makes one"
+        )
+    if not isinstance(getattr(value, "dtype", None), np.dtype) or not hasattr(value, "strides"):
+        raise InputTypeError(f"{op}: {name} is {kind}, expected a NumPy array; {cures.cure(name, value)}")
+    shape, strides = value.shape, value.strides
+    if not (_are_ints(shape) and _are_ints(strides) and len(shape) == len(strides) == value.ndim):
+        raise InputTypeError(
+            f"{op}: {name} is {kind} whose shape is {shown(shape)} and whose strides are {shown(strides)}, expected tuples of "
+            f"ints as an array has; np.asarray({name}) may make one"
+        )
+    return type(value).__module__.partition(".")[0]
 
 
-def _cast(name: str, value: Array) -> str:
-    match value.dtype.kind:
-        case "c":
-            return f"normalize {name}.real and {name}.imag apart"
-        case "f":
-            return f"{name}.astype(np.float64) is the widest that is served"
-        case "b" | "i" | "u":
-            return f"{name}.astype(np.float32) holds integers up to 2**24 exactly, np.float64 up to 2**53"
-        case _:
-            return f"{name}.astype(np.float32) works if its elements are numbers"
+def _are_ints(sizes: Any) -> bool:
+    return isinstance(sizes, tuple) and all(isinstance(n, int | np.integer) for n in sizes)
 
 
 def _axes(op: str, axis: Any, ndim: int, name: str = "axis") -> tuple[int, ...]:
@@ -206,12 +209,12 @@ def _axes(op: str, axis: Any, ndim: int, name: str = "axis") -> tuple[int, ...]:
     given = axis if isinstance(axis, tuple | list) else (axis,)
     axes = []
     for a in given:
-        a = _index(op, name, a)
+        a = integer(op, f"{name} holds", a)
         if not -ndim <= a < ndim:
-            raise InputValueError(f"{op}: {name} holds {a}, expected {-ndim} .. {ndim - 1} for x of {ndim} axes")
+            raise InputValueError(f"{op}: {name} holds {shown(a)}, expected {-ndim} .. {ndim - 1} for x of {ndim} axes")
         axes.append(a % ndim)
     if not axes or len(set(axes)) < len(axes):
-        raise InputValueError(f"{op}: {name} is {axis!r}, expected at least one axis, each once")
+        raise InputValueError(f"{op}: {name} is {shown(axis)}, expected at least one axis, each once")
     return tuple(axes)
 
 
@@ -225,8 +228,13 @@ def _trailing(op: str, x: Array, normalized_shape: Any, weight: Array | None) ->
         if not expected:
             raise InputValueError(f"{op}: weight is 0-d, expected the shape of the trailing axes of x: {x.shape[-1:]} for one")
     else:
+        if getattr(normalized_shape, "ndim", 0):
+            raise InputTypeError(
+                f"{op}: normalized_shape is an array of shape {normalized_shape.shape}, expected an int or a tuple of ints. "
+                f"weight and bias come after it: nk.{op}(x, None, weight, bias), or by name"
+            )
         given = normalized_shape if isinstance(normalized_shape, tuple | list) else (normalized_shape,)
-        expected, source = tuple(_index(op, "normalized_shape", n) for n in given), "normalized_shape"
+        expected, source = tuple(integer(op, "normalized_shape holds", n) for n in given), "normalized_shape"
         if not expected:
             raise InputValueError(f"{op}: normalized_shape is empty, expected the sizes of one or more trailing axes of x")
     trailing = f"x.shape[-{len(expected)}:]"
@@ -236,8 +244,8 @@ def _trailing(op: str, x: Array, normalized_shape: Any, weight: Array | None) ->
             fitted = _fitted(op, "weight", expected, last, x)
             raise InputValueError(f"{op}: weight has shape {expected}, expected {last} = {trailing}{fitted}")
         raise InputValueError(
-            f"{op}: {source} is {expected}, expected the trailing sizes of x: {trailing} = {tuple(x.shape[-len(expected) :])}; "
-            "axis= takes any axes"
+            f"{op}: {source} is {shown(expected)}, expected the trailing sizes of x: {trailing} = "
+            f"{tuple(x.shape[-len(expected) :])}; axis= takes any axes"
         )
     return tuple(range(x.ndim - len(expected), x.ndim)), trailing
 
@@ -269,11 +277,16 @@ def _fitted(op: str, name: str, got: tuple[int, ...], wanted: tuple[int, ...], x
 def _mask(op: str, mask: Array | None, x: Array, family: str) -> None:
     if mask is None:
         return
-    if not isinstance(getattr(mask, "dtype", None), np.dtype) or isinstance(mask, np.ma.MaskedArray):
-        raise InputTypeError(f"{op}: mask is {_kind(mask)}, expected a boolean array that broadcasts to x.shape = {x.shape}")
+    try:
+        its_family = family if isinstance(mask, ShapeOnly) else _family(op, "mask", mask)
+    except InputTypeError:
+        cure = "mask.filled(False)" if isinstance(mask, np.ma.MaskedArray) else "np.asarray(mask, dtype=bool)"
+        raise InputTypeError(
+            f"{op}: mask is {cures.kind_of(mask)}, expected a boolean array that broadcasts to x.shape = {x.shape}; "
+            f"{cure} makes an array"
+        ) from None
     if mask.dtype != np.bool_:
         raise InputTypeError(f"{op}: mask has dtype {mask.dtype}, expected bool: True where x counts; mask != 0 makes one")
-    its_family = family if isinstance(mask, ShapeOnly) else type(mask).__module__.partition(".")[0]
     if its_family != family:
         raise InputTypeError(f"{op}: mask is an array of {its_family}, expected {family} as x")
     sizes = zip(mask.shape[::-1], x.shape[::-1], strict=False)
@@ -290,9 +303,9 @@ def _out(op: str, out: Array | None, x: Array, family: str) -> None:
     if (its_family := _array(op, "out", out)) != family:
         raise InputTypeError(f"{op}: out is an array of {its_family}, expected {family} as x")
     if out.dtype.newbyteorder("=") != x.dtype.newbyteorder("="):
-        raise InputTypeError(f"{op}: out has dtype {out.dtype}, expected {x.dtype} = x.dtype; {_like(x)}")
+        raise InputTypeError(f"{op}: out has dtype {out.dtype}, expected {x.dtype} = x.dtype; {cures.like(x)}")
     if tuple(out.shape) != tuple(x.shape):
-        raise InputValueError(f"{op}: out has shape {out.shape}, expected {x.shape} = x.shape; {_like(x)}")
+        raise InputValueError(f"{op}: out has shape {out.shape}, expected {x.shape} = x.shape; {cures.like(x)}")
     _writable(op, "out", out, "pass an array that may be written")
     _full(op, "out", out, "the result")
 
@@ -322,37 +335,13 @@ def _full(op: str, name: str, value: Array, what: str) -> None:
         )
 
 
-def _like(x: Array) -> str:
-    family = type(x).__module__.partition(".")[0]
-    return f"{'np' if family in ('numpy', 'normkit') else family}.empty_like(x) fits"
-
-
 def _writable(op: str, name: str, value: Array, cure: str) -> None:
     if not getattr(value.flags, "writeable", True):  # a CuPy array has no such flag, and is always writable
         raise InputValueError(f"{op}: {name} is read-only, expected a writable array: {cure}")
 
 
-def _index(op: str, name: str, value: Any) -> int:
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise InputTypeError(f"{op}: {name} holds {value!r}, expected an int or a tuple of ints") from None
-
-
-def _finite(op: str, name: str, value: Any) -> float:
-    if not isinstance(value, Real):
-        raise InputTypeError(f"{op}: {name} is {value!r}, expected a real number")
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
-        raise InputValueError(f"{op}: {name} is {value!r}, expected a finite number")
-    return number
-
-
 def _eps(op: str, value: Any) -> float:
-    eps = _finite(op, "eps", value)
+    eps = finite(op, "eps", value)
     if eps < 0:
         raise InputValueError(f"{op}: eps is {eps!r}, expected 0 or more; 1e-5 is usual, 0 is exact")
     return eps
