@@ -36,6 +36,8 @@ def cure(name: str, value: Any) -> str:
     packages = [cls.__module__.partition(".")[0] for cls in type(value).__mro__]
     package = next((p for p in packages if p in CALLS), None)
     dtypes = _dtypes(value)
+    if package == "polars":  # whose dtypes are named like classes
+        dtypes = {dtype.lower() for dtype in dtypes}
     if not dtypes and package is None:
         return f"np.asarray({name}, dtype=np.float64) makes one of numbers"
     if any(dtype.startswith("complex") for dtype in dtypes):

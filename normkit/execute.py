@@ -270,13 +270,15 @@ def _update(running: Running, operands: Operands, problem: Problem) -> None:
     over = tuple(a for a in range(len(problem.shape)) if a not in problem.affine_axes)
     telling = np.sum(counts > 1, axis=over)
     with np.errstate(all="ignore"):
-        unbiased = operands.var * (counts / (counts - 1))
+        unbiased, stored = operands.var * (counts / (counts - 1)), []
         for name, old, statistic in (("running_mean", running.mean, operands.mean), ("running_var", running.var, unbiased)):
             new = np.sum(np.where(counts > 1, statistic, 0), axis=over) / telling
             new = np.where(telling > 0, (1 - running.momentum) * old + running.momentum * new, old)
             old[...] = new
-            if isinstance(old, np.ndarray) and not np.isfinite(old).all():  # of a GPU's array, a look would wait for the device
-                _tell_of_overflow(name, old, new, problem)
+            stored.append((name, old, new))
+    for name, old, new in stored:
+        if isinstance(old, np.ndarray) and not np.isfinite(old).all():  # of a GPU's array, a look would wait for the device
+            _tell_of_overflow(name, old, new, problem)
 
 
 def _tell_of_overflow(name: str, stored: Array, exact: Array, problem: Problem) -> None:

@@ -401,6 +401,7 @@ def main(seed, n):
     faulthandler.enable()
     warnings.simplefilter("error")
     warnings.simplefilter("ignore", nk.FallbackWarning)
+    warnings.simplefilter("ignore", nk.RunningStatsWarning)
     counts = collections.Counter()
     for i in range(seed, seed + n):
         os.write(2, b"%d\r" % i)

@@ -60,6 +60,11 @@ def pandas_frame(a, kinds=None):
     return type("DataFrame", (), {**members, "__module__": "pandas.core.frame", "dtypes": dtypes})()
 
 
+def polars_frame(a):
+    dtypes = [Named(f"{a.dtype}".capitalize())] * 2
+    return stranger("polars.dataframe.frame", "DataFrame", dtypes=dtypes, shape=a.shape, to_numpy=lambda self: a)()
+
+
 def xarray_array(a):
     return stranger("xarray.core.dataarray", "DataArray", dtype=a.dtype, shape=a.shape, values=a)()
 
@@ -91,6 +96,7 @@ MAKERS = {
     "numpy(force=True)": torch_tensor,
     "to_numpy()": pandas_series,
     "to_numpy() of a frame": pandas_frame,
+    "to_numpy() of polars": polars_frame,
     "values": xarray_array,
     "to_array().values": xarray_dataset,
     "[...]": h5py_dataset,

@@ -38,6 +38,7 @@ def test_calls_that_hypothesis_chooses(script):
 import sys; sys.path.insert(0, PATH)
 import warnings, fuzz, hypothesis, normkit as nk
 warnings.simplefilter("ignore", nk.FallbackWarning)
+warnings.simplefilter("ignore", nk.RunningStatsWarning)
 
 @hypothesis.settings(max_examples=300, deadline=None, derandomize=True, database=None)
 @hypothesis.given(hypothesis.strategies.randoms(note_method_calls=False, use_true_random=False))
