@@ -278,7 +278,8 @@ def _mask(op: str, mask: Array | None, x: Array, family: str) -> None:
     if mask is None:
         return
     try:
-        its_family = family if isinstance(mask, ShapeOnly) else _family(op, "mask", mask)
+        of_any = isinstance(mask, ShapeOnly) or (isinstance(mask, np.bool_) and family == "numpy")  # as of x > 0, x 0-d
+        its_family = family if of_any else _family(op, "mask", mask)
     except InputTypeError:
         cure = "mask.filled(False)" if isinstance(mask, np.ma.MaskedArray) else "np.asarray(mask, dtype=bool)"
         raise InputTypeError(

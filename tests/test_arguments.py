@@ -145,7 +145,7 @@ T, V = nk.InputTypeError, nk.InputValueError
         (lambda: nk.layer_norm(X, np.timedelta64(4)), T, "normalized_shape holds np.timedelta64(4), expected an int"),
         (lambda: nk.layer_norm(X, eps=10**5000), V, "eps is an int of 16610 bits, expected a finite number"),
         (lambda: nk.layer_norm(X, mask=MATRIX > 1), T, "mask is a numpy.matrix, expected a boolean array"),
-        (lambda: nk.layer_norm(X, mask=np.bool_(True)), T, "mask is a numpy.bool, expected a boolean array"),
+        (lambda: nk.layer_norm(X, mask=np.float32(1)), T, "mask is a numpy.float32, expected a boolean array"),
         (lambda: nk.layer_norm(X, return_stats=X), T, "return_stats is array("),
         (lambda: nk.layer_norm(X, return_stats="no"), T, "return_stats is 'no', expected True or False"),
         (lambda: nk.instance_norm(X, use_input_stats=np.ones(2)), T, "use_input_stats is array([1., 1.]), expected True or"),

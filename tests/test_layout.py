@@ -16,11 +16,12 @@ CORE = Path(normkit.__file__).resolve().parent
 # From the bottom to the top; a module imports from lines above its own. What is not named here is an end of its own, as a
 # command is: nobody in the core may import it.
 LEVELS = [
-    {"errors", "problem", "forks", "interrupts", "clone", "control_groups"},
-    {"overlap", "memory_limits"},
-    {"validation", "policy", "threads", "pool", "masks"},
+    {"errors", "problem", "forks", "interrupts", "clone", "control_groups", "arrays", "cures"},
+    {"arguments", "overlap", "memory_limits", "answers"},
+    {"validation", "threads", "pool", "masks", "checkpoints"},
     {"plans"},
     {"registry"},
+    {"policy"},
     {"dispatch"},
     {"explain"},
     {"execute"},
