@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from difflib import SequenceMatcher
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
@@ -115,6 +114,8 @@ def _mismatch(
 
 def _prefixes(state: Any, names: list[str], own: dict[str, Array], prefix: str) -> list[str]:
     """The prefixes after which the state has all that the layer has, those most like the one given first."""
+    from difflib import SequenceMatcher  # for errors alone
+
     known, needed = set(names), own.keys() - set(SINCE_LATER)
     also = {new: old for old, new in OLD_NAMES.items()}
     ends = [*needed, *(also[name] for name in needed if name in also)]

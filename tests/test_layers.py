@@ -1,5 +1,6 @@
 """Layers mirror torch's: constructors, modes, running statistics, unbatched input, state dicts that load from checkpoints."""
 
+import inspect
 import json
 import struct
 
@@ -150,6 +151,21 @@ def test_unbatched(backend, same_bits, kind):
 
 
 @instance_layers
+def test_errors_about_unbatched_input_tell_of_the_axis_that_was_added(kind):
+    layer, x = kind(3), np.ones((3, *[1] * len(SPATIAL[kind])), F32)
+    with pytest.raises(nk.DegenerateShapeError) as error:
+        layer(x)
+    assert str(x[None].shape) in str(error.value)
+    assert error.value.__notes__ == [
+        f"{kind.__name__} was given x of shape {x.shape}, unbatched: the first axis above, of size 1, is the batch that it "
+        "adds to x, mask and out."
+    ]
+    with pytest.raises(nk.DegenerateShapeError) as error:
+        layer(x[None])
+    assert not hasattr(error.value, "__notes__")
+
+
+@instance_layers
 def test_unbatched_updates_running_statistics_as_a_batch_of_one(backend, kind):
     one, two = kind(3, track_running_stats=True), kind(3, track_running_stats=True)
     x = values(3, *SPATIAL[kind])
@@ -208,6 +224,26 @@ def test_layer_norm_inputs_of_a_wrong_shape():
 def test_a_bad_eps_is_found_at_the_call():
     with pytest.raises(nk.InputValueError, match="eps is -1"):
         nk.LayerNorm(4, eps=-1)(values(3, 4))
+
+
+def test_a_layers_own_policy_and_that_of_a_call(backend):
+    x, identity = values(2, 3, 1), nk.FallbackPolicy(single_element="identity")
+    layer = nk.InstanceNorm1d(3, policy=identity)
+    assert_array_equal(layer(x, backend=backend), x)
+    assert not layer(x, backend=backend, policy=nk.FallbackPolicy.onnx()).any()
+    with pytest.raises(nk.DegenerateShapeError):
+        nk.InstanceNorm1d(3)(x, backend=backend)
+    with pytest.raises(nk.DegenerateShapeError):
+        nk.LayerNorm(1, policy=nk.FallbackPolicy.strict())(x, backend=backend)
+    with pytest.raises(nk.PolicyError, match="policy is 'onnx'"):
+        nk.LayerNorm(1, policy="onnx")
+
+
+def test_layers_name_their_options():
+    for layer in (nk.LayerNorm(4), nk.InstanceNorm1d(3)):
+        assert list(inspect.signature(layer).parameters) == ["x", "mask", "out", "return_stats", "backend", "policy"]
+        with pytest.raises(TypeError, match="unexpected keyword argument 'axis'"):
+            layer(values(2, 3, 4), axis=1)
 
 
 # state
