@@ -133,6 +133,48 @@ def test_every_kind_of_column(same_bits, threads, lanes, length):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 7, 8, 9, 11, 16, 17])
+def test_sets_of_a_few_elements(same_bits, dtype, n):
+    """Sixteen are normalized in the lanes of one vector, rows or columns, unless one of them needs float64 or is the last."""
+    rng = np.random.default_rng(n)
+    x = rng.normal(3, 2, (99, n))
+    x[5] += 1e4
+    x[20] = 7
+    x[40] *= 1e30 if dtype.itemsize > 2 else 1
+    x[50] *= 1e-34
+    x = x.astype(dtype)
+    x[60, 0], x[70, -1] = np.inf, np.nan
+    weight, bias = rng.normal(size=(2, n)).astype(np.float32)
+    wide = np.zeros((99, 2 * n + 3), dtype)
+    wide[:, 2 : n + 2] = x
+    for options in ({}, {"weight": weight, "bias": bias, "eps": 0}):
+        one_by_one = [run("layer_norm", x[i : i + 1], **options) for i in range(99)]
+        expected = [canonical(np.concatenate(parts)) for parts in zip(*one_by_one, strict=True)]
+        for there in (x, x[::-1].copy()[::-1], wide[:, 2 : n + 2]):
+            for a, b in zip(run("layer_norm", there, **options), expected, strict=True):
+                same_bits(canonical(a), b)
+        for a, b in zip(run("layer_norm", x.T.copy(), axis=0, **options), expected, strict=True):
+            same_bits(canonical(a.T), b)
+        outer = x.reshape(3, 33, n).swapaxes(1, 2).copy()
+        same_bits(canonical(run("layer_norm", outer, axis=1, **options)[0].swapaxes(1, 2).reshape(99, n)), expected[0])
+        same_bits(canonical(run("layer_norm", x.copy(), out=(y := np.empty_like(x)), **options)[0]), expected[0])
+        assert run("layer_norm", y, out=y, **options)[0] is y
+    groups = x[:96].reshape(32, 3, n)
+    weight, bias = rng.normal(size=(2, 3)).astype(np.float32)
+    options = {"weight": weight, "bias": bias}
+    first = run("instance_norm", groups, **options)[0]
+    last = run("instance_norm", groups.swapaxes(1, 2).copy(), channel_axis=-1, **options)[0]
+    same_bits(canonical(last.swapaxes(1, 2)), canonical(first))
+    alone = [run("instance_norm", groups[i : i + 1], **options)[0] for i in range(32)]
+    same_bits(canonical(np.concatenate(alone)), canonical(first))
+
+
+def canonical(a):
+    """With one NaN in place of any."""
+    return np.where(np.isnan(a), a.dtype.type(np.nan), np.ascontiguousarray(a))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("lanes", [3, 8, 16, 48, 272])
 def test_columns_are_streamed_to_wherever_out_lies(same_bits, monkeypatch, dtype, lanes):
     """Vectors that are streamed begin at a cache line, so the first and last ones of a row may be parts."""

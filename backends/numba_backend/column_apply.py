@@ -9,12 +9,14 @@ import numpy as np
 from .column_moments import (
     BACK,
     CENTER,
+    COUNT,
     EACH,
     FIELD,
     FIELDS,
     FLAT,
     JOINED,
     LENGTH,
+    M2,
     MEAN,
     NEXT,
     OFFSET,
@@ -24,6 +26,7 @@ from .column_moments import (
     REST,
     SCALE,
     STREAMED,
+    SUMS,
     W_LANE,
     WIDE,
     X_LENGTH,
@@ -31,8 +34,9 @@ from .column_moments import (
     variance,
 )
 from .kernels import affine, doubtful, factors_of, inline, lanes, place, too_close
+from .lane_kernels import factors_at, lane_factors
 from .memory import address, element, load, prefetch, put, store, store_first, stream
-from .simd import WIDTH, any_of, cast, fma, is_double, itemsize, one_by_one, pick, splat
+from .simd import WIDTH, above, any_of, cast, fma, is_double, itemsize, keep_first, one_by_one, pick, splat, total
 
 
 @inline
@@ -41,19 +45,23 @@ def make_factors(x: Any, weight: Any, bias: Any, at: int, shape: Any, eps: float
     """From the moments, the factors of y in each column, in float64 and as the lanes hold them; whether any needs float64."""
     field, mixed = shape[FIELD], False
     f = c * 4 * field
-    for j in range(width):
-        var = variance(work, w, field, j)
-        moments = element(work, w + ORIGIN * field + j), element(work, w + MEAN * field + j), var
-        rstd = 1.0 / np.sqrt(var + eps) if var + eps != 0.0 else 0.0
-        scale = rstd if shape[PER_K] else rstd * element(weight, at + j * shape[W_LANE])
-        offset = 0.0 if shape[PER_K] else element(bias, at + j * shape[W_LANE])
-        single, center, scale, rest, offset = factors_of(x, moments, shape[LENGTH], scale, offset)
-        put(work, w + WIDE * field + j, 0.0 if single else 1.0)
-        put(work, w + CENTER * field + j, center)
-        put(work, w + SCALE * field + j, scale)
-        put(work, w + REST * field + j, rest)
-        put(work, w + OFFSET * field + j, offset)
-        mixed = mixed or not single
+    for lane in range(0, width, WIDTH):
+        n = min(width - lane, WIDTH)
+        if sixteen_factors(x, weight, bias, at + lane * shape[W_LANE], n, shape, eps, work, w + lane):
+            continue
+        for j in range(lane, lane + n):
+            var = variance(work, w, field, j)
+            moments = element(work, w + ORIGIN * field + j), element(work, w + MEAN * field + j), var
+            rstd = 1.0 / np.sqrt(var + eps) if var + eps != 0.0 else 0.0
+            scale = rstd if shape[PER_K] else rstd * element(weight, at + j * shape[W_LANE])
+            offset = 0.0 if shape[PER_K] else element(bias, at + j * shape[W_LANE])
+            single, center, scale, rest, offset = factors_of(x, moments, shape[LENGTH], scale, offset)
+            put(work, w + WIDE * field + j, 0.0 if single else 1.0)
+            put(work, w + CENTER * field + j, center)
+            put(work, w + SCALE * field + j, scale)
+            put(work, w + REST * field + j, rest)
+            put(work, w + OFFSET * field + j, offset)
+            mixed = mixed or not single
     many = width * max(shape[FLAT], 1) + min(shape[JOINED], 1) * WIDTH
     for i in range(CENTER, FIELDS):
         repeat(work, w + i * field, width, many)
@@ -64,16 +72,31 @@ def make_factors(x: Any, weight: Any, bias: Any, at: int, shape: Any, eps: float
 
 
 @inline
-def column_factors(array: Any, at: int, field: int, compute: Any) -> Any:
-    """(center, scale, rest, offset) of WIDTH columns, as `kernels.affine` takes them."""
-    center, scale = load(array, at, compute), load(array, at + field, compute)
-    return center, scale, load(array, at + 2 * field, compute), load(array, at + 3 * field, compute)
+def sixteen_factors(x: Any, weight: Any, bias: Any, at: int, n: int, shape: Any, eps: float, work: Any, w: int) -> bool:
+    """The factors of n <= WIDTH columns; False if they do not do for some of them."""
+    field, one, zero = shape[FIELD], splat(1.0, np.float64), splat(0.0, np.float64)
+    count, share = load(work, w + COUNT * field, np.float64), splat(1.0 / element(work, w + COUNT * field), np.float64)
+    if shape[SUMS] > 2:  # with a mask, counts differ
+        share = one / count
+    var = pick(above(count, zero), load(work, w + M2 * field, np.float64) * share, splat(np.nan, np.float64))
+    origin, mean, a, b = load(work, w + ORIGIN * field, np.float64), load(work, w + MEAN * field, np.float64), one, zero
+    if shape[PER_K] == 0:
+        a, b = splat(element(weight, at), np.float64), splat(element(bias, at), np.float64)
+        if shape[W_LANE]:
+            a, b = lanes(weight, at, n, np.float64), lanes(bias, at, n, np.float64)
+    fits, center, scale, rest, offset = lane_factors(x, origin, mean, var, shape[LENGTH], eps, a, b)
+    store(work, w + WIDE * field, one if is_double(x) else zero)
+    store(work, w + CENTER * field, center)
+    store(work, w + SCALE * field, scale)
+    store(work, w + REST * field, rest)
+    store(work, w + OFFSET * field, offset)
+    return total(keep_first(fits, n)) == n
 
 
 @inline
 def in_double(x: Any, xi: int, n: int, work: Any, at: int, field: int, a: float, b: float, per_k: bool) -> Any:
     """n neighbours normalized in float64; at `at` in `work` are the factors of their columns."""
-    y = affine(x, lanes(x, xi, n, np.float64), column_factors(work, at, field, np.float64))
+    y = affine(x, lanes(x, xi, n, np.float64), factors_at(work, at, field, np.float64))
     return fma(y, splat(a, np.float64), splat(b, np.float64)) if per_k else y
 
 
@@ -124,14 +147,14 @@ def apply_row(
         if j >= head and not mixed:
             for _ in range((width - j) // WIDTH):
                 one_by_one()
-                factors = column_factors(array, at + j, field, compute)
+                factors = factors_at(array, at + j, field, compute)
                 wide = w + CENTER * field + j
                 apply_lanes(x, xi + j, out, oi + j, factors, work, wide, field, a, b, per_k, streamed, ahead, compute)
                 j += WIDTH
             if j == width:
                 return
         n, wide = min(width - j, head if j < head else WIDTH), w + CENTER * field + j
-        y = normalized(x, xi + j, n, column_factors(array, at + j, field, compute), work, wide, field, a, b, per_k, compute)
+        y = normalized(x, xi + j, n, factors_at(array, at + j, field, compute), work, wide, field, a, b, per_k, compute)
         if mixed:
             y64 = in_double(x, xi + j, n, work, wide, field, a, b, per_k)
             y = pick(load(work, w + WIDE * field + j, compute), cast(y64, compute), y)
@@ -150,7 +173,7 @@ def apply_rows(
     """Normalize what lies between head and skip of four rows: the factors of its columns stay in registers meanwhile."""
     field, per_k, streamed = shape[FIELD], shape[PER_K] != 0, shape[STREAMED]
     for j in range(head, skip, WIDTH):
-        factors, wide = column_factors(array, at + j, field, compute), w + CENTER * field + j
+        factors, wide = factors_at(array, at + j, field, compute), w + CENTER * field + j
         apply_lanes(x, xi[0] + j, out, oi[0] + j, factors, work, wide, field, a[0], b[0], per_k, streamed, ahead, compute)
         apply_lanes(x, xi[1] + j, out, oi[1] + j, factors, work, wide, field, a[1], b[1], per_k, streamed, ahead, compute)
         apply_lanes(x, xi[2] + j, out, oi[2] + j, factors, work, wide, field, a[2], b[2], per_k, streamed, ahead, compute)

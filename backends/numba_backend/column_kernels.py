@@ -28,17 +28,20 @@ from .column_moments import (
     W_LANE,
     W_OUTER,
     WANTED,
+    X_LENGTH,
     X_OUTER,
     absorb,
     block_moments,
     given_moments,
+    short_moments,
     start_moments,
     tell_moments,
 )
 from .kernels import BLOCK, inline, place
+from .masks import is_none
 from .memory import element, fence, put
 from .shares import next_piece, use_threads
-from .simd import one_by_one
+from .simd import WIDTH, one_by_one
 
 
 @inline
@@ -70,10 +73,13 @@ def columns(
         if shape[GIVEN]:
             given_moments(mean, var, at, work, w, field, width)
         else:
-            start_moments(work, w, field, width)
-            for k in range(0, length, BLOCK):
-                block_moments(x, xi, mask, mi, shape, k, min(BLOCK, length - k), width, work, w, places, c, yes)
-                absorb(work, w + B_COUNT * field, field, work, w, field, width)
+            if is_none(mask) and length <= WIDTH <= width and shape[X_LENGTH] == 0:
+                short_moments(x, xi, shape, width, work, w)
+            else:
+                start_moments(work, w, field, width)
+                for k in range(0, length, BLOCK):
+                    block_moments(x, xi, mask, mi, shape, k, min(BLOCK, length - k), width, work, w, places, c, yes)
+                    absorb(work, w + B_COUNT * field, field, work, w, field, width)
             if shape[WANTED]:
                 tell_moments(mean, var, at, work, w, field, width)
         wi = o * shape[W_OUTER] + first * shape[W_LANE]

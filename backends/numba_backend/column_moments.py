@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from .kernels import inline, lanes, place
+from .lane_kernels import lane_moments
 from .masks import (
     choose,
     copy_flag,
@@ -27,7 +28,7 @@ from .masks import (
 )
 from .memory import element, load, load_first, prefetch, put, store, store_first
 from .moments import merge, nearness
-from .simd import WIDTH, fma, is_double, keep_first, one_by_one, splat, total, unity
+from .simd import WIDTH, above, any_of, fma, is_double, keep_first, one_by_one, pick, splat, total, unity
 
 MAX_SPAN = 1024  # rows of x whose places are looked up at once
 MAX_FLAT = 64  # columns, of rows that are taken 16 as one
@@ -200,20 +201,37 @@ def block_moments(
                     add_up(x, xi, where, where_at, m_step, places, c, i, many, some, work, sums, shift, shifted, field, ahead)
         for f in range(shape[SUMS]):
             fold(work, w + f * field, pitch, phases)
-        again = False
-        for j in range(width):
-            count = float(n) if is_none(mask) else element(work, w + N * field + j)
-            s, q = element(work, w + S * field + j), element(work, w + Q * field + j)
-            delta = s * (1.0 / count)
+        again = splat(0.0, np.float64)
+        for j in range(0, width, WIDTH):
+            count = splat(float(n), np.float64) if is_none(mask) else load(work, w + N * field + j, np.float64)
+            s, q = load(work, w + S * field + j, np.float64), load(work, w + Q * field + j, np.float64)
+            delta = s * (splat(1.0, np.float64) / count)
             m2 = q - s * delta
-            put(work, w + B_COUNT * field + j, count)
-            put(work, w + B_DELTA * field + j, delta)
-            put(work, w + B_M2 * field + j, max(m2, 0.0) if m2 == m2 else m2)
-            if delta * delta * count > m2 * nearness(x):
-                put(work, shift + j, element(work, shift + j) + delta if is_double(x) else element(work, first + j))
-                again = True
-        if not again:
+            store(work, w + B_COUNT * field + j, count)
+            store(work, w + B_DELTA * field + j, delta)
+            store(work, w + B_M2 * field + j, pick(above(splat(0.0, np.float64), m2), splat(0.0, np.float64), m2))
+            far = keep_first(above(delta * delta * count, m2 * splat(nearness(x), np.float64)), width - j)
+            old = load(work, shift + j, np.float64)
+            store(work, shift + j, pick(far, old + delta if is_double(x) else load(work, first + j, np.float64), old))
+            again = again + far
+        if not any_of(again):
             break
+
+
+@inline
+def short_moments(x: Any, xi: int, shape: Any, width: int, work: Any, w: int) -> None:
+    """The moments of columns of at most WIDTH elements: each is a phase of its own, so nothing is kept of sums.
+
+    There are WIDTH columns or more, whose rows lie a step apart; the last ones are taken twice where they do not fill a vector.
+    """
+    n, field = shape[LENGTH], shape[FIELD]
+    for j in range(0, width, WIDTH):
+        at = min(j, width - WIDTH)
+        first, mean, m2 = lane_moments(x, xi + at, 1, shape[X_LENGTH + 2], n)
+        store(work, w + COUNT * field + at, splat(float(n), np.float64))
+        store(work, w + ORIGIN * field + at, first)
+        store(work, w + MEAN * field + at, mean)
+        store(work, w + M2 * field + at, m2)
 
 
 @inline
@@ -229,20 +247,21 @@ def start_moments(work: Any, w: int, field: int, width: int) -> None:
 @inline
 def absorb(block: Any, b: int, b_field: int, work: Any, w: int, field: int, width: int) -> None:
     """Merge the moments of a block, whose fields start at `b`, into those of the columns."""
-    for j in range(width):
-        n, first = element(block, b + j), element(block, b + b_field + j)
-        if n > 0.0:
-            count = element(work, w + COUNT * field + j)
-            origin = first if count == 0.0 else element(work, w + ORIGIN * field + j)
-            mean = (element(block, b + 2 * b_field + j) - origin) + element(block, b + 3 * b_field + j)
-            m2 = element(block, b + 4 * b_field + j)
-            old_mean, old_m2 = element(work, w + MEAN * field + j), element(work, w + M2 * field + j)
-            if count > 0.0:
-                mean, m2 = merge(count, old_mean, old_m2, n, mean, m2)
-            put(work, w + COUNT * field + j, count + n)
-            put(work, w + ORIGIN * field + j, origin)
-            put(work, w + MEAN * field + j, mean)
-            put(work, w + M2 * field + j, m2)
+    zero = splat(0.0, np.float64)
+    for j in range(0, width, WIDTH):
+        some, at = min(width - j, WIDTH), b + j
+        n, first = lanes(block, at, some, np.float64), lanes(block, at + b_field, some, np.float64)
+        count, origin = load(work, w + COUNT * field + j, np.float64), load(work, w + ORIGIN * field + j, np.float64)
+        old_mean, old_m2 = load(work, w + MEAN * field + j, np.float64), load(work, w + M2 * field + j, np.float64)
+        own = pick(count, origin, first)
+        mean = (lanes(block, at + 2 * b_field, some, np.float64) - own) + lanes(block, at + 3 * b_field, some, np.float64)
+        m2 = lanes(block, at + 4 * b_field, some, np.float64)
+        both_mean, both_m2 = merge(count, old_mean, old_m2, n, mean, m2)
+        more = above(n, zero)
+        store(work, w + COUNT * field + j, count + n)
+        store(work, w + ORIGIN * field + j, pick(more, own, origin))
+        store(work, w + MEAN * field + j, pick(more, pick(count, both_mean, mean), old_mean))
+        store(work, w + M2 * field + j, pick(more, pick(count, both_m2, m2), old_m2))
 
 
 @inline

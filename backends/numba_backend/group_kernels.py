@@ -24,6 +24,7 @@ from .kernels import (
     misaligned,
     place,
 )
+from .lane_kernels import FEW, apply_in_lanes, lane_factors, lane_moments
 from .memory import (
     STAGE,
     element,
@@ -45,7 +46,6 @@ from .simd import (
     WIDTH,
     above,
     any_of,
-    cast,
     crosswise,
     fma,
     is_double,
@@ -54,7 +54,6 @@ from .simd import (
     one_by_one,
     pays_in_pairs,
     pick,
-    roots,
     splat,
     total,
     unity,
@@ -64,6 +63,12 @@ from .simd import (
 ORIGIN, SHIFT, MEAN, VAR, SCALE, OFFSET = range(0, 6 * WIDTH, WIDTH)
 S, Q, WORK = 6 * WIDTH, 10 * WIDTH, 14 * WIDTH
 LEAST = 4  # rows for which it pays to be a group
+
+
+@inline
+def few_apart(shape: Any, n: int, rows: int) -> bool:
+    """Whether rows are so short that each has a lane, and lie a step apart."""
+    return n <= FEW and rows == WIDTH and shape[X_ROWS] == 0 and shape[OUT_ROWS] == 0
 
 
 @inline
@@ -134,7 +139,12 @@ def group_deviations(x: Any, shape: Any, r: int, rows: int, shifted: bool, work:
 @inline
 def group_moments(x: Any, shape: Any, r: int, rows: int, work: Any) -> Any:
     """(mean - origin, variance) of a few rows from r on, one in each lane, as `row_moments` takes them of one."""
-    zero = splat(0.0, np.float64)
+    zero, n = splat(0.0, np.float64), shape[RUNS] * shape[INNER]
+    share = splat(1.0 / n, np.float64)
+    if few_apart(shape, n, rows):
+        first, mean, m2 = lane_moments(x, place(r, shape, X_ROWS), shape[X_ROWS + 2], 1, n)
+        store(work, ORIGIN, first)
+        return mean, m2 * share
     if is_double(x):
         for i in range(rows):
             one_by_one()
@@ -147,7 +157,6 @@ def group_moments(x: Any, shape: Any, r: int, rows: int, work: Any) -> Any:
         shift = pick(far, shift + delta if is_double(x) else first, shift)
         store(work, SHIFT, shift)
         delta, m2, far = group_deviations(x, shape, r, rows, True, work, 0)
-    share = splat(1.0 / (shape[RUNS] * shape[INNER]), np.float64)
     return (shift - first) + delta, pick(above(zero, m2), zero, m2) * share
 
 
@@ -156,34 +165,19 @@ def group_factors(
     x: Any, weight: Any, bias: Any, shape: Any, r: int, rows: int, eps: float, work: Any, single: Any, double: Any
 ) -> bool:
     """From the moments in `work`, the factors of y for a few rows, as `factors_of` makes them; whether they do for all rows."""
-    one, zero = splat(1.0, np.float64), splat(0.0, np.float64)
-    mean, var = load(work, MEAN, np.float64), load(work, VAR, np.float64)
-    biased = var + splat(eps, np.float64)
-    scale, offset = pick(biased, one / roots(biased), zero), zero
+    a, b = splat(1.0, np.float64), splat(0.0, np.float64)
     if shape[RUNS] == 1:
         for i in range(rows):
             one_by_one()
             w = (r + i) % shape[PERIOD] if shape[PERIOD] > 1 else 0
             put(work, SCALE + i, element(weight, w))
             put(work, OFFSET + i, element(bias, w))
-        scale, offset = scale * load(work, SCALE, np.float64), load(work, OFFSET, np.float64)
-    center, origin = load(work, ORIGIN, np.float64) + mean, load(work, ORIGIN, np.float64)
-    center = pick(above(center * center, var), center, zero)
-    spread = var * splat(shape[RUNS] * shape[INNER], np.float64) + center * splat(1e4, np.float64) * center
-    if not is_double(x):
-        center = cast(cast(center, np.float32), np.float64)
-    below = scale
-    if is_double(x):
-        below = scale * splat(1.0 - 2.0**-52, np.float64)
-    elif itemsize(x) > 2:
-        below = cast(cast(scale * splat(1.0 - 2.0**-24, np.float64), np.float32), np.float64)
-    rest, offset = scale - below, offset - ((origin - center) + mean) * scale
-    keep_factors(single, center, below, rest, offset)
-    keep_factors(double, center, below, rest, offset)
-    square = scale * scale
-    fits = above(square, splat(1e-58, np.float64)) * above(splat(1e58, np.float64), square)
-    fits = pick(scale, fits, one) * above(splat(1e76, np.float64), spread)
-    return is_double(x) or total(fits) == WIDTH
+        a, b = load(work, SCALE, np.float64), load(work, OFFSET, np.float64)
+    origin, mean, var = load(work, ORIGIN, np.float64), load(work, MEAN, np.float64), load(work, VAR, np.float64)
+    fits, center, scale, rest, offset = lane_factors(x, origin, mean, var, shape[RUNS] * shape[INNER], eps, a, b)
+    keep_factors(single, center, scale, rest, offset)
+    keep_factors(double, center, scale, rest, offset)
+    return total(fits) == WIDTH
 
 
 @inline
@@ -213,6 +207,13 @@ def group(
             put(var, r + i, element(work, VAR + i))
     n, per_element = shape[RUNS] * shape[INNER], shape[RUNS] > 1
     x_first, out_first, end_to_end = place(r, shape, X_ROWS), place(r, shape, OUT_ROWS), lie_end_to_end(shape, n)
+    if few_apart(shape, n, rows):
+        where = x, x_first, out, out_first, shape[X_ROWS + 2], shape[OUT_ROWS + 2], n, weight, bias, per_element
+        if is_double(x):
+            apply_in_lanes(*where, double, double, np.float64)
+        else:
+            apply_in_lanes(*where, single, double, np.float32)
+        return True
     streamed = bypasses(out, out_first, shape)
     head = misaligned(out, out_first) if streamed and end_to_end else 0
     i, step = (rows - 1, -1) if leads(x, x_first, out, out_first, shape) else (0, 1)

@@ -218,6 +218,40 @@ def store_first(typingctx: Any, array: Any, index: Any, count: Any, lanes: Any) 
 
 
 @intrinsic
+def load_apart(typingctx: Any, array: Any, index: Any, step: Any, compute: Any) -> Any:
+    """As `load`, of WIDTH elements that are a step apart."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        v = ir.Constant(vector(ELEMENTS[sig.args[0].dtype]), ir.Undefined)
+        for i, pointer in enumerate(_apart(context, builder, sig.args[0], *args[:3])):
+            v = builder.insert_element(v, builder.load(pointer, align=1), i32(i))
+        return widened(builder, v, sig.args[0], FLOATS[sig.return_type.dtype])
+
+    return Lanes(compute.dtype)(array, types.intp, types.intp, compute), codegen
+
+
+@intrinsic
+def store_apart(typingctx: Any, array: Any, index: Any, step: Any, lanes: Any) -> Any:
+    """As `store`, to WIDTH elements that are a step apart."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        v = narrowed(builder, args[3], sig.args[0])
+        for i, pointer in enumerate(_apart(context, builder, sig.args[0], *args[:3])):
+            builder.store(builder.extract_element(v, i32(i)), pointer, align=1)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.intp, lanes), codegen
+
+
+def _apart(context: Any, builder: Any, array_type: Any, array: Any, index: Any, step: Any) -> list[Any]:
+    """Pointers to WIDTH elements, a step apart."""
+    places = [index]
+    while len(places) < WIDTH:
+        places.append(builder.add(places[-1], step))
+    return [pointer_to(context, builder, array_type, array, place) for place in places]
+
+
+@intrinsic
 def put_quarter(typingctx: Any, array: Any, index: Any, lanes: Any) -> Any:
     """Write 4 float64: what is left of the lanes after the first two steps of `total`."""
 

@@ -17,9 +17,9 @@ STACK = 14 * WIDTH
 
 __all__ = [
     "above", "address", "any_of", "cast", "crosswise", "element", "fence", "fma", "forwards_from_memory", "has_stage",
-    "in_order", "is_bfloat16", "is_double", "itemsize", "joined", "keep_first", "load", "load_evens", "load_first",
-    "magnitude", "one_by_one", "pays_in_pairs", "pick", "prefetch", "put", "put_quarter", "root", "roots", "splat", "stack",
-    "stage", "store", "store_first", "store_normal", "stream", "take", "total", "unity",
+    "in_order", "is_bfloat16", "is_double", "itemsize", "joined", "keep_first", "load", "load_apart", "load_evens",
+    "load_first", "magnitude", "one_by_one", "pays_in_pairs", "pick", "prefetch", "put", "put_quarter", "root", "roots",
+    "splat", "stack", "stage", "store", "store_apart", "store_first", "store_normal", "stream", "take", "total", "unity",
 ]  # fmt: skip
 
 _NUMBERS = np.arange(WIDTH)
@@ -68,6 +68,15 @@ def store_first(array: Any, index: int, count: int, lanes: Any) -> None:
 def stream(array: Any, index: int, lanes: Any) -> None:
     assert (address(array) + index * array.itemsize) % min(WIDTH * array.itemsize, 64) == 0
     store(array, index, lanes)
+
+
+def load_apart(array: Any, index: int, step: int, compute: Any) -> Any:
+    return np.array([_memory(array, index + i * step, 1)[0] for i in range(WIDTH)]).astype(compute)
+
+
+def store_apart(array: Any, index: int, step: int, lanes: Any) -> None:
+    for i, lane in enumerate(_rounded(lanes, array)):
+        _memory(array, index + i * step, 1)[0] = lane
 
 
 def _rounded(lanes: Any, array: Any) -> Any:

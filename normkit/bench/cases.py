@@ -220,6 +220,18 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "instance_norm/2x32x64x128x128",
         "instance_norm/2x64x128x128x32/channel_axis=-1",
     ),
+    "few": (  # elements in each set: what is done once for a set is most of the work
+        "layer_norm/2x1000000/axis=0",
+        "layer_norm/4x500000/axis=0",
+        "layer_norm/16x3x256x256/axis=1",
+        "layer_norm/16x3x256x256/float16/axis=1",
+        "layer_norm/1000000x1",
+        "layer_norm/1000000x2",
+        "layer_norm/1080x1920x3",
+        "layer_norm/1080x1920x3/float16",
+        "layer_norm/400000x5",
+        "layer_norm/250000x8",
+    ),
     "hard": (
         "layer_norm/512x768/offset=10000",
         "layer_norm/512x768/offset=1e+06",
