@@ -38,6 +38,7 @@ from .column_moments import (
     tell_moments,
 )
 from .kernels import BLOCK, inline, place
+from .lane_kernels import SHORT
 from .masks import is_none
 from .memory import element, fence, put
 from .shares import next_piece, use_threads
@@ -73,7 +74,7 @@ def columns(
         if shape[GIVEN]:
             given_moments(mean, var, at, work, w, field, width)
         else:
-            if is_none(mask) and length <= WIDTH <= width and shape[X_LENGTH] == 0:
+            if is_none(mask) and length <= SHORT and width >= WIDTH and shape[X_LENGTH] == 0:
                 short_moments(x, xi, shape, width, work, w)
             else:
                 start_moments(work, w, field, width)

@@ -220,7 +220,7 @@ def block_moments(
 
 @inline
 def short_moments(x: Any, xi: int, shape: Any, width: int, work: Any, w: int) -> None:
-    """The moments of columns of at most WIDTH elements: each is a phase of its own, so nothing is kept of sums.
+    """The moments of columns of at most SHORT elements, of whose sums nothing is kept.
 
     There are WIDTH columns or more, whose rows lie a step apart; the last ones are taken twice where they do not fill a vector.
     """

@@ -16,6 +16,7 @@ from .moments import nearness
 from .simd import WIDTH, above, any_of, cast, fma, is_double, itemsize, magnitude, one_by_one, pick, roots, splat
 
 FEW = 8  # elements of a row, up to which it pays to load and store them one by one
+SHORT = 32  # elements of a column, up to which it pays to keep no sums: more are more places of memory than are fetched ahead
 
 
 @inline
@@ -26,23 +27,24 @@ def elements(x: Any, i: int, step: int, compute: Any) -> Any:
 
 @inline
 def lane_sums(x: Any, at: int, step: int, k_step: int, n: int, shift: Any) -> Any:
-    """`total` of the sums and the squares of x - shift, of n <= WIDTH elements of each set that are `k_step` apart.
+    """`total` of the sums and the squares of x - shift, of n elements of each set that are `k_step` apart.
 
-    Element k is in lane k of a row, so that the lanes are added onto each other by halves, then quarters.
+    Elements k, k + 16, ... are those of lane k of a row: lanes are added onto each other by halves, down to one.
     """
-    zero = splat(0.0, np.float64)
-    s = q = zero
-    for first in range(min(n, 2)):
+    s = q = zero = splat(0.0, np.float64)
+    for one in range(min(n, 2)):
         s2 = q2 = zero
-        for second in range(first, min(n, 4), 2):
+        for two in range(one, min(n, 4), 2):
             s4 = q4 = zero
-            for k in range(second, min(n, 8), 4):
-                one_by_one()
-                d = elements(x, at + k * k_step, step, np.float64) - shift
-                s8, q8 = d + zero, d * d
-                if k + 8 < n:
-                    d = elements(x, at + (k + 8) * k_step, step, np.float64) - shift
-                    s8, q8 = s8 + d, q8 + d * d
+            for four in range(two, min(n, 8), 4):
+                s8 = q8 = zero
+                for lane in range(four, min(n, WIDTH), 8):
+                    own_s = own_q = zero
+                    for k in range(lane, n, WIDTH):
+                        one_by_one()
+                        d = elements(x, at + k * k_step, step, np.float64) - shift
+                        own_s, own_q = own_s + d, fma(d, d, own_q)
+                    s8, q8 = s8 + own_s, q8 + own_q
                 s4, q4 = s4 + s8, q4 + q8
             s2, q2 = s2 + s4, q2 + q4
         s, q = s + s2, q + q2
