@@ -24,6 +24,7 @@ from .launch import APPLY, FUSED, MOMENTS, VECTOR_BYTES, Grid
 HERE = Path(__file__).parent
 SOURCES = ("device.cuh", "common.cuh", "rows.cu", "columns.cu")  # one text, in this order
 OPTIONS = ("--std=c++17", "--fmad=false", "-default-device")  # no contraction: the bits are those of the formulas as written
+HELD_BYTES = 1 << 16  # of the ones or zeros that a plan holds: there may be a thousand plans
 C_TYPES = {"float16": "f16", "bfloat16": "bf16", "float32": "float", "float64": "double"}
 POINTERS = Struct("7Q")  # with which RowsCall and ColumnsCall begin, Arrays in common.cuh
 MERGED = Struct("3Q")  # MergeCall: moments, mean, var
@@ -114,6 +115,8 @@ class Engine:
         if any(a is not None and a is not b for a, b in zip(arrays, own, strict=True)):
             return None  # converted, or moved
         instead = [b if a is None else None for a, b in zip(arrays, own, strict=True)]  # a plan keeps none of the caller's
+        if any(b is not None and b.nbytes > HELD_BYTES for b in instead):
+            return None
         device: int = x.device.id
         sets = layout.rows if isinstance(layout, Rows) else layout.outer * layout.lanes
         (step, *more) = self._steps(problem, parameters, sets, device)
