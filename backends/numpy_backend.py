@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from normkit.problem import Operands, Problem
+from normkit.problem import Operands, Problem, native
 
 Floats = NDArray[np.float64]
 
@@ -27,7 +27,7 @@ class NumpyBackend:
         return lambda operands: normalize(problem, operands)
 
     def empty_like(self, x: NDArray[Any]) -> NDArray[Any]:
-        return np.empty_like(x, dtype=x.dtype.newbyteorder("="), subok=False)
+        return np.empty_like(x, dtype=native(x.dtype), subok=False)
 
     def empty_stats(self, shape: tuple[int, ...]) -> Floats:
         return np.empty(shape, np.float64)

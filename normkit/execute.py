@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,9 +19,9 @@ from normkit.errors import DegenerateShapeError, FallbackWarning, PolicyError, R
 from normkit.explain import degenerate_text, masked_text
 from normkit.masks import Degenerate, degenerate_sets
 from normkit.overlap import may_share_memory, place
-from normkit.plans import Plan, keep, keepable
+from normkit.plans import Plan, current, keepable
 from normkit.policy import FallbackPolicy
-from normkit.problem import Array, Backend, Operands, Problem, kind, of_kind
+from normkit.problem import Array, Backend, Operands, Problem, kind, native, of_kind
 from normkit.registry import named
 from normkit.validation import Call, Running
 
@@ -31,7 +32,7 @@ def execute(call: Call, return_stats: bool, backend: str | None, policy: Fallbac
     """Run a validated call. Returns y, or (y, mean, rstd) if `return_stats`. With `arguments`, keeps the run for its like."""
     problem, operands, running = call
     return_stats = asked(problem.op, flag, problem.op, "return_stats", return_stats)
-    ambient = policies.ambient()
+    table, ambient = current(), policies.ambient()
     policy = ambient.policy if policy is None else policies.checked(policy)
     name = ambient.backend if backend is None else named(backend)
     instead = prepared = None
@@ -46,19 +47,20 @@ def execute(call: Call, return_stats: bool, backend: str | None, policy: Fallbac
     _give_statistics(problem, operands, running)
     engine = _engine(problem, policy, name)
     out = operands.out
-    y = _run(engine, problem, operands, return_stats or running is not None, prepared)
+    if return_stats or running is not None:
+        _make_room(engine, problem, operands)
+    y = _run(engine, problem, operands, prepared)
     if instead is not None:
         _put(y, instead.parts)
-    as_it_was = running is None and (problem.statistics == "input" or prepared is not None)
-    if as_it_was and operands.out is (y if out is None else out) and keepable(arguments) and _silent(problem, policy, name):
-        plan = _plan(engine, problem, operands, out, return_stats, prepared)
+    if operands.out is (y if out is None else out) and keepable(arguments) and _silent(problem, policy, name):
+        plan = _plan(engine, call, Call(problem, operands, running), out, return_stats, prepared)
         if plan is not None:
-            keep(arguments, operands.x.shape, plan)
+            table.keep(arguments, operands.x, plan)
     if running is not None and problem.statistics == "input":
-        _update(running, operands, problem)
+        _update(running, operands.mean, operands.var, operands.mask, problem)
     if not return_stats:
         return y
-    mean, rstd = _mean_and_rstd(problem, operands)
+    mean, rstd = _mean_and_rstd(problem, operands.mean, operands.var)
     if instead is not None and instead.mean is not None:
         _put(mean, [(instead.mean, instead.where)])
         _put(rstd, [(instead.rstd, instead.where)])
@@ -103,39 +105,83 @@ def _silent(problem: Problem, policy: FallbackPolicy, name: str | None) -> bool:
 
 
 def _plan(
-    engine: Backend, problem: Problem, operands: Operands, out: Array | None, wants_stats: bool, prepared: Prepared | None
+    engine: Backend, asked: Call, call: Call, out: Array | None, wants_stats: bool, prepared: Prepared | None
 ) -> Plan | None:
-    """A plan for calls like this one: the backend's own, or the run itself."""
-    plan = None
-    if prepared is None and operands.mean is None:
-        plan = getattr(engine, "replay", lambda *_: None)(problem, operands, out)
-    if plan is None and problem.family == "numpy" and not problem.masked:
-        plan = _again(engine, problem, operands, out, wants_stats, prepared or engine.prepare(problem))
-    return plan
+    """A plan for calls like this one: the backend's own, or the run itself.
+
+    Not with both a mask and running statistics, nor where the policy's answer has taken these, or has done without them.
+    """
+    problem, like, running = call
+    as_asked = running is asked.running and (problem.statistics == asked.problem.statistics or prepared is not None)
+    if not as_asked or (running is not None and problem.masked) or (problem.family != "numpy" and like.mean is not None):
+        return None
+    run = _together(problem, like)
+    again = getattr(engine, "replay", lambda *_: None)(run, like, out) if prepared is None else None
+    if again is None and problem.family == "numpy" and not problem.masked:
+        again = _again(engine, run, like, out, prepared or engine.prepare(run))
+    return again if again is None or like.mean is None else _with_statistics(engine, call, wants_stats, again)
 
 
-def _again(engine: Backend, problem: Problem, like: Operands, out: Array | None, wants_stats: bool, prepared: Prepared) -> Plan:
+def _again(engine: Backend, problem: Problem, like: Operands, out: Array | None, prepared: Prepared) -> Plan:
     """A plan that runs the problem again, on NumPy arrays of the kinds of these."""
     kinds = [kind(a) for a in (like.x, like.weight, like.bias, out)]
-    given = (like.mean, like.var) if problem.statistics == "given" else (None, None)
 
-    def plan(x: Array, weight: Array, bias: Array, out: Array) -> Any:
+    def again(
+        x: Array, weight: Array, bias: Array, out: Array, mask: Array = None, mean: Array = None, var: Array = None
+    ) -> Any:
         if not all(map(of_kind, (x, weight, bias, out), kinds)) or not (out is None or out.flags.writeable):
             return None
-        operands = Operands(x, weight, bias, out, *given)
-        y = _run(engine, problem, operands, wants_stats, prepared)
-        return (y, *_mean_and_rstd(problem, operands)) if wants_stats else y
+        return _run(engine, problem, Operands(x, weight, bias, out, mean, var), prepared)
+
+    return again
+
+
+def _with_statistics(engine: Backend, like: Call, wants_stats: bool, again: Plan) -> Plan:
+    """A plan for calls that are given statistics, or want them, or both: for these it makes room each time."""
+    problem, room, running = like.problem, engine.empty_stats, like.running
+    kinds = [] if running is None else [kind(a) for a in (running.mean, running.var)]
+    given, momentum, shape = problem.statistics == "given", 0.0 if running is None else running.momentum, problem.stats_shape
+    updates = running is not None and not given
+
+    def plan(
+        x: Array, weight: Array, bias: Array, out: Array, mask: Array = None,
+        running_mean: Array = None, running_var: Array = None,
+    ) -> Any:  # fmt: skip
+        if kinds and not (of_kind(running_mean, kinds[0]) and of_kind(running_var, kinds[1])):
+            return None
+        if updates and not _separate(running_mean, running_var, out):
+            return None
+        if not given:
+            mean, var = room(shape), room(shape)
+        elif kinds:
+            mean, var = _as_stats(running_mean, problem), _as_stats(running_var, problem)
+        else:
+            mean, var = _unit(problem, x)
+        y = again(x, weight, bias, out, mask, mean, var)
+        if updates and y is not None:
+            _update(Running(running_mean, running_var, momentum), mean, var, None, problem)
+        return (y, *_mean_and_rstd(problem, mean, var)) if wants_stats and y is not None else y
 
     return plan
 
 
-def _run(engine: Backend, problem: Problem, operands: Operands, wants_stats: bool, prepared: Prepared | None = None) -> Array:
+def _separate(mean: Array, var: Array, out: Array | None) -> bool:
+    """Whether running arrays may be updated as they are: they can be written to, and lie apart from each other and from out."""
+    others = [(mean, var)] if out is None else [(mean, var), (mean, out), (var, out)]
+    return mean.flags.writeable and var.flags.writeable and not any(may_share_memory(*pair) for pair in others)
+
+
+def _make_room(engine: Backend, problem: Problem, operands: Operands) -> None:
+    """For the statistics of x, if those are the ones that are used."""
+    if problem.statistics == "input":
+        operands.mean, operands.var = (engine.empty_stats(problem.stats_shape) for _ in range(2))
+
+
+def _run(engine: Backend, problem: Problem, operands: Operands, prepared: Prepared | None = None) -> Array:
     """Run on `operands.out`, on a new array, or by way of a temporary if out overlaps an operand other than as itself."""
     out = operands.out
     if out is None or _overlaps(out, operands):
         operands.out = engine.empty_like(operands.x)
-    if wants_stats and problem.statistics == "input":
-        operands.mean, operands.var = (engine.empty_stats(problem.stats_shape) for _ in range(2))
     (prepared or engine.prepare(_together(problem, operands)))(operands)
     if out is None:
         return operands.out
@@ -184,8 +230,11 @@ def _instead(call: Call, few: Degenerate, policy: FallbackPolicy, name: str | No
             f"{text(problem)}\n  The policy's single_element={answer!r} finds fewer than two elements there as well."
         )
     _give_statistics(other, operands, running)
-    y = _run(_engine(other, policy, name), other, operands, return_stats, prepared)
-    return Instead(where, [(y, where)], *(_mean_and_rstd(other, operands) if return_stats else ()))
+    engine = _engine(other, policy, name)
+    if return_stats:
+        _make_room(engine, other, operands)
+    y = _run(engine, other, operands, prepared)
+    return Instead(where, [(y, where)], *(_mean_and_rstd(other, operands.mean, operands.var) if return_stats else ()))
 
 
 def _bias(problem: Problem, operands: Operands, few: Degenerate, prepared: Prepared | None) -> list[tuple[Array, Array]]:
@@ -195,7 +244,7 @@ def _bias(problem: Problem, operands: Operands, few: Degenerate, prepared: Prepa
         return [(bias, few.either & ~operands.mask)]
     if not few.single.any():
         return [(bias, few.empty)]
-    alone = replace(operands, out=np.empty_like(operands.x, operands.x.dtype.newbyteorder("=")), mean=None, var=None)
+    alone = replace(operands, out=np.empty_like(operands.x, native(operands.x.dtype)), mean=None, var=None)
     prepared(alone)
     return [(bias, few.either), (alone.out, few.single & operands.mask)]
 
@@ -207,9 +256,7 @@ def _resolved(answer: str, call: Call, text: Callable[[Problem], str]) -> Call:
         case "bias":
             return Call(problem, operands)  # the variance of one element is unknown: nothing to add to running statistics
         case "identity":
-            kept = tuple(n if a in problem.affine_axes else 1 for a, n in enumerate(problem.stats_shape))
-            operands.mean = answers.zeros(kept, operands.x)
-            operands.var = operands.mean + 1
+            operands.mean, operands.var = _unit(problem, operands.x)
             return Call(replace(problem, statistics="given", eps=0.0), operands)
         case "layer_norm" if problem.op == "instance_norm":
             axes = tuple(range(1, len(problem.shape)))
@@ -241,7 +288,7 @@ def _answered_by(answer: Any, problem: Problem, operands: Operands, return_stats
             f"{problem.dtype} = x"
         )
     if operands.out is None:
-        return y.astype(problem.dtype.newbyteorder("="))  # a copy: the callable may have given x itself
+        return y.astype(native(problem.dtype))  # a copy: the callable may have given x itself
     operands.out[...] = y
     return operands.out
 
@@ -250,30 +297,45 @@ def _give_statistics(problem: Problem, operands: Operands, running: Running | No
     """Hand over the running statistics where those are the ones to be used."""
     if problem.statistics == "given" and operands.mean is None:
         assert running is not None
-        operands.mean, operands.var = (s.astype(np.float64).reshape(problem.affine_shape) for s in (running.mean, running.var))
+        operands.mean, operands.var = (_as_stats(s, problem) for s in (running.mean, running.var))
 
 
-def _mean_and_rstd(problem: Problem, operands: Operands) -> tuple[Array, Array]:
+def _as_stats(statistic: Array, problem: Problem) -> Array:
+    return statistic.astype(np.float64).reshape(problem.affine_shape)
+
+
+def _unit(problem: Problem, x: Array) -> tuple[Array, Array]:
+    """Mean and variance that change nothing."""
+    mean = answers.zeros(tuple(n if a in problem.affine_axes else 1 for a, n in enumerate(problem.stats_shape)), x)
+    return mean, mean + 1
+
+
+def _mean_and_rstd(problem: Problem, mean: Array, var: Array) -> tuple[Array, Array]:
     """Statistics as the caller sees them, of shape `stats_shape`. rstd of no variance and eps = 0 is 0, as it acts."""
-    mean, var = (np.broadcast_to(s, problem.stats_shape).copy() for s in (operands.mean, operands.var))
+    if problem.statistics == "given":
+        mean, var = (np.broadcast_to(s, problem.stats_shape).copy() for s in (mean, var))
     with np.errstate(all="ignore"):
         std = np.sqrt(var + problem.eps)
-        return mean, (std != 0) / np.where(std == 0, 1.0, std)
+        return mean, 1.0 / std if problem.eps > 0 else (std != 0) / np.where(std == 0, 1.0, std)
 
 
-def _update(running: Running, operands: Operands, problem: Problem) -> None:
+def _update(running: Running, mean: Array, var: Array, mask: Array | None, problem: Problem) -> None:
     """As torch: the mean over N of the instances' means and unbiased variances. One element or none says nothing."""
-    if operands.mask is None:
-        counts = np.full_like(operands.var, problem.count)
-    else:
-        counts = np.broadcast_to(operands.mask, problem.shape).sum(axis=problem.axes, keepdims=True)
-    over = tuple(a for a in range(len(problem.shape)) if a not in problem.affine_axes)
-    telling = np.sum(counts > 1, axis=over)
+    channels, count, telling = running.mean.size, problem.count, prod(problem.stats_shape) // max(running.mean.size, 1)
+    if channels == 0 or (mask is None and (count < 2 or telling == 0)):
+        return
     with np.errstate(all="ignore"):
-        unbiased, stored = operands.var * (counts / (counts - 1)), []
-        for name, old, statistic in (("running_mean", running.mean, operands.mean), ("running_var", running.var, unbiased)):
-            new = np.sum(np.where(counts > 1, statistic, 0), axis=over) / telling
-            new = np.where(telling > 0, (1 - running.momentum) * old + running.momentum * new, old)
+        if mask is not None:
+            count = np.broadcast_to(mask, problem.shape).sum(axis=problem.axes, keepdims=True)
+            mean, var, telling = np.where(count > 1, mean, 0), np.where(count > 1, var, 0), (count > 1).reshape(-1, channels)
+            telling, count = telling.sum(axis=0), np.maximum(count, 2)
+        unbiased, stored = var * (count / (count - 1)), []
+        for name, old, statistic in (("running_mean", running.mean, mean), ("running_var", running.var, unbiased)):
+            each = statistic.reshape(-1, channels)  # of an instance a row, whichever axis has the channels
+            new = (each[0] if len(each) == 1 else each.sum(axis=0)) / telling
+            new = (1 - running.momentum) * old + running.momentum * new
+            if mask is not None:
+                new = np.where(telling > 0, new, old)
             old[...] = new
             stored.append((name, old, new))
     for name, old, new in stored:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from normkit import validation
 from normkit.arrays import AnyArray, ArrayT
 from normkit.execute import execute
-from normkit.plans import recall
-from normkit.policy import FallbackPolicy, ambient
+from normkit.plans import UNKNOWN, ascending, indices, number, recall, recall_with, true_or_false
+from normkit.policy import FallbackPolicy, ambient, setting
 from normkit.problem import Array
 
 if TYPE_CHECKING:
@@ -116,16 +116,28 @@ def layer_norm(
     array([[-1.342, -0.447,  0.447,  1.342],
            [-1.342, -0.447,  0.447,  1.342]], dtype=float32)
     """
-    arguments = None
-    if axis is None or type(axis) is int:  # of more axes, weight may be in any order
-        arguments = (
-            "layer_norm", normalized_shape, axis, eps, return_stats, backend, policy, out is None, mask is None, ambient(),
-        )  # fmt: skip
-        y = recall(arguments, x, weight, bias, out, mask)
-        if y is not None:
-            return y
+    op, where = "layer_norm", normalized_shape
+    if axis is not None:
+        op, where = "layer_norm over", indices(axis) if normalized_shape is None else UNKNOWN
+    elif where is not None and not (type(where) is tuple and len(where) == 1 and type(where[0]) is int):  # nearly all are
+        where = indices(where)
+    arguments: Any = (
+        op,
+        where,
+        eps if type(eps) is float else number(eps),
+        out is None,
+        ambient().key if backend is None and policy is None else setting(backend, policy),
+    )
+    if mask is None and return_stats is False:
+        y = recall(arguments, x, weight, bias, out)
+    else:
+        arguments += true_or_false(return_stats), mask is None
+        y = recall_with(arguments, x, weight, bias, out, mask)
+    if y is not None:
+        return y
     call = validation.layer_norm(x, normalized_shape, weight, bias, eps, axis, mask, out)
-    return execute(call, return_stats, backend, policy, arguments)
+    in_order = (weight is None and bias is None) or ascending(axis, x.ndim)
+    return execute(call, return_stats, backend, policy, arguments if in_order else None)
 
 
 @overload
@@ -234,14 +246,21 @@ def instance_norm(
     array([[ -1.34,  -0.45,   0.45,   1.34],
            [-13.42,  -4.47,   4.47,  13.42]], dtype=float32)
     """
-    arguments = None
-    if use_input_stats is True and running_mean is None and running_var is None:
-        arguments = (
-            "instance_norm", momentum, eps, channel_axis, return_stats, backend, policy, out is None, mask is None, ambient(),
-        )  # fmt: skip
-        y = recall(arguments, x, weight, bias, out, mask)
-        if y is not None:
-            return y
+    arguments: Any = (
+        "instance_norm",
+        channel_axis if type(channel_axis) is int else indices(channel_axis),
+        eps if type(eps) is float else number(eps),
+        out is None,
+        ambient().key if backend is None and policy is None else setting(backend, policy),
+    )
+    if running_mean is None and running_var is None and use_input_stats is True and mask is None and return_stats is False:
+        y = recall(arguments, x, weight, bias, out)
+    else:
+        arguments += true_or_false(use_input_stats), true_or_false(return_stats), mask is None
+        arguments += running_mean is None, running_var is None, None if running_mean is None else number(momentum)
+        y = recall_with(arguments, x, weight, bias, out, mask, running_mean, running_var)
+    if y is not None:
+        return y
     call = validation.instance_norm(
         x, running_mean, running_var, weight, bias, use_input_stats, momentum, eps, channel_axis, mask, out
     )

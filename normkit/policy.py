@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import Any, Literal, get_args
 
 from normkit.arguments import guarded, shown
 from normkit.errors import PolicyError
+from normkit.plans import MOST, UNKNOWN
 from normkit.problem import Problem
 from normkit.registry import known
 
@@ -18,6 +20,10 @@ Answer = Name | Callable[[Problem], Any]
 Loudness = Literal["ignore", "warn", "raise"]
 
 OPS = ("layer_norm", "instance_norm")
+LONGEST_ORDER = 256  # characters of names, which are kept with their number
+
+_numbers: dict[Any, int] = {}
+_next_number = count()
 
 
 class PerOp(Mapping[str, Answer]):
@@ -84,6 +90,7 @@ class FallbackPolicy:
     single_element: Answer | Mapping[str, Answer] = PerOp({"instance_norm": "raise", "layer_norm": "bias"})
     order: tuple[str, ...] = ("numba", "numpy")
     on_fallback: Loudness = "warn"
+    key: Any = field(init=False, repr=False, compare=False)  # of its plans, see `normkit.plans`
 
     @guarded("FallbackPolicy")
     def __post_init__(self) -> None:
@@ -106,6 +113,24 @@ class FallbackPolicy:
         object.__setattr__(self, "order", tuple(order))
         if not isinstance(self.on_fallback, str) or self.on_fallback not in get_args(Loudness):
             raise PolicyError(f"FallbackPolicy: on_fallback is {shown(self.on_fallback)}, expected 'ignore', 'warn' or 'raise'")
+
+        object.__setattr__(self, "key", self._key())
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.single_element, self.order, self.on_fallback)
+
+    def _key(self) -> Any:
+        """A number for all that plans depend on. A callable counts as a word: each call asks it anew, no key holds it."""
+        answers = self.single_element.items() if isinstance(self.single_element, PerOp) else [("", self.single_element)]
+        named = tuple((op, answer if type(answer) is str else "a callable") for op, answer in answers)
+        if any(isinstance(answer, str) and type(answer) is not str for _, answer in answers):
+            return UNKNOWN
+        long = len(self.order) + sum(map(len, self.order)) > LONGEST_ORDER
+        if long:
+            return UNKNOWN
+        if len(_numbers) >= MOST:
+            _numbers.clear()  # policies that live keep theirs, and no other gets one of them
+        return _numbers.setdefault((named, self.order, self.on_fallback), next(_next_number))
 
     def answer(self, op: str) -> Answer:
         """What this policy says to a single element in `op`."""
@@ -131,10 +156,25 @@ class FallbackPolicy:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Ambient:
-    """What `using` has set for the current thread or task; hashed by identity, as a part of every plan's key."""
+    """What `using` has set for the current thread or task."""
 
     policy: FallbackPolicy
     backend: str | None
+    key: Any = field(init=False)  # of the plans of calls that set nothing themselves
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", _setting(self.policy, self.backend))
+
+
+def setting(backend: Any, policy: Any) -> Any:
+    """The part of a plan's key that says what decides about the backend, where a call sets something itself."""
+    outside = ambient()
+    return _setting(outside.policy if policy is None else policy, outside.backend if backend is None else backend)
+
+
+def _setting(policy: Any, backend: Any) -> Any:
+    known = type(policy) is FallbackPolicy and (backend is None or type(backend) is str)
+    return (policy.key, backend) if known and policy.key is not UNKNOWN else UNKNOWN
 
 
 DEFAULT = Ambient(FallbackPolicy(), None)

@@ -18,13 +18,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from normkit import constants, plans
 from normkit.arguments import guarded, integer, shown
 from normkit.errors import InputTypeError, InputValueError
 from normkit.memory_limits import Scope, scopes
 
-SMALLEST = 1 << 18  # smaller outputs come from malloc, which keeps them by itself
+SMALLEST = 1 << 17  # smaller outputs come from malloc, which keeps them by itself; glibc maps larger ones anew each time
 PAGE = 4096  # an output starts on one, so that its first vector can be streamed
 PATIENCE = 0.02  # seconds to wait for the pool, which others leave within microseconds
+MOST_BLOCKS = 128  # each is looked at where none that was used last is idle
 WASTE = 1.05  # a block may be this much larger than what it is lent for
 MOST, SHARE = 1 << 30, 8  # bytes that are kept, unless somebody sets another limit, and at most 1/SHARE of what is granted
 TIGHT = 10  # nothing is kept where less than 1/TIGHT of what is granted would be left
@@ -81,13 +83,15 @@ class _Alone:
 
 
 def empty_cache() -> None:
-    """Give the memory of dead outputs back to the system.
+    """Give the memory of dead outputs back to the system, and forget what calls that recur are repeated by.
 
     Examples
     --------
     >>> import normkit as nk
     >>> nk.empty_cache()
     """
+    plans.forget()
+    constants.forget()
     with _Alone() as mine:
         if mine:
             _blocks.clear()  # a block whose output lives is kept by that output, and freed with it
@@ -184,7 +188,7 @@ def _block(memory: NDArray[np.uint8], nbytes: int) -> Block:
 def _make_room(nbytes: int) -> bool:
     """Forget blocks, those used longest ago first, until so many bytes more are within the limit."""
     total, limit = sum(block.memory.nbytes for block in _blocks), get_cache_limit()
-    while _blocks and total + nbytes > limit:
+    while _blocks and (total + nbytes > limit or len(_blocks) >= MOST_BLOCKS):
         total -= _blocks.pop(0).memory.nbytes
     return total + nbytes <= limit
 

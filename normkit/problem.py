@@ -135,6 +135,14 @@ def of_kind(a: Any, k: Kind) -> bool:
     return type(a) is k.type and kind(a) == k
 
 
+def native(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """NumPy's own dtype object for these numbers, in this machine's byte order.
+
+    ``newbyteorder("=")`` makes an object that equals it and is another: all arrays made of that one would bear it too.
+    """
+    return np.dtype(dtype.type)
+
+
 @runtime_checkable
 class Backend(Protocol):
     """What an engine has to offer. Third parties implement this and announce it under `normkit.backends`.
@@ -155,10 +163,11 @@ class Backend(Protocol):
     # A backend may also have `replay(problem, operands, out)`: a plan, a function of (x, weight, bias, out) that repeats the
     # run on other arrays of the same kinds (those in `operands`, but out as it was given), makes the
     # output where out is None, and returns it. It returns None for any other arrays, and where out may not be written as it
-    # is. Of a run with a mask it is a function of that as well, and returns None where the mask leaves fewer than two elements
-    # of some set.
-    # `replay` returns None if there is no plan for such a run. Small calls gain by it. It is not asked about runs that want
-    # statistics; those of NumPy arrays, and such as it has no plan for, are repeated without the validation. And
+    # is. Of a run with a mask or statistics it is a function of (x, weight, bias, out, mask, mean, var): it returns None where
+    # the mask leaves fewer than two elements of some set; mean and var are as in `operands`, C-contiguous, to be read or
+    # written, or None if nobody wants them. It holds no array of the size of x or weight, and none of those in `operands`.
+    # `replay` returns None if there is no plan for such a run. Small calls gain by it. Only for NumPy arrays it is asked about
+    # runs with statistics; and those that it has no plan for are then repeated without the validation. And
     # `describe_layout(problem)`: how it takes x where that is not in C order, what it copies, and why, for `explain`; None
     # if there is nothing to say.
 

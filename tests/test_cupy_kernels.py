@@ -392,8 +392,8 @@ def test_calls_that_recur_have_plans(op, parameters, device):
     options = {p: to_device(noise(40 if op == "layer_norm" else 5, np.float32, n)) for n, p in enumerate(parameters)}
     run = partial(getattr(nk, op), **options)
     expected = run(x).get()
-    assert len(plans.latest) == 1
-    (made,) = plans.latest.values()
+    assert len(plans.current().latest) == 1
+    (made,) = plans.current().latest.values()
     assert np.array_equal(made(x, *(options.get(p) for p in ("weight", "bias")), None).get(), expected)
     assert np.array_equal(run(x).get(), expected)
     other = fake_cupy.ndarray(x.inside, device=1)

@@ -204,3 +204,11 @@ def test_who_interrupts_the_pool_does_not_wait_for_itself(monkeypatch):
         assert pool.empty((1 << 20,), np.dtype(np.float32)).size == 1 << 20  # not from the pool
     with pool._Alone() as after:
         assert after
+
+
+def test_the_number_of_blocks_is_bounded():
+    """Else each of many outputs that live, small ones at that, would be looked at for each new one."""
+    alive = [pool.empty((pool.SMALLEST,), np.dtype(np.uint8)) for _ in range(2 * pool.MOST_BLOCKS)]
+    assert len(pool._blocks) == pool.MOST_BLOCKS
+    del alive
+    assert pool.held() <= pool.MOST_BLOCKS * (pool.SMALLEST + pool.PAGE)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from normkit import pool
-from normkit.problem import Operands, Problem, Rows
+from normkit.problem import Operands, Problem, Rows, native
 
 from . import cache, columns, layouts, limits, strided, threads
 from .compiling import is_half, kernel
@@ -43,7 +43,7 @@ class NumbaBackend:
 
     def empty_like(self, x: NDArray[Any]) -> NDArray[Any]:
         """An output in native byte order whose axes lie in the order of x's: C order if x repeats its elements."""
-        dtype = x.dtype.newbyteorder("=")
+        dtype = native(x.dtype)
         if x.flags.c_contiguous:
             return pool.empty(x.shape, dtype)
         order = layouts.order(x.strides)

@@ -12,12 +12,12 @@ from normkit.problem import Operands, Problem
 
 from . import column_moments as cm
 from . import layouts, limits, threads
-from .compiling import MAX_NDIM, kernel
+from .compiling import kernel
 from .guard import repeating
 from .kernels import BLOCK
 from .layouts import ColumnsPlan, Quad
 from .objects import flat
-from .sets import UNUSED, Sets
+from .sets import Sets
 from .simd import WIDTH
 
 TILE_BYTES = 1 << 10  # a tile is at most so wide: memory is fast in long stretches, and a block of a tile should stay in cache
@@ -40,12 +40,12 @@ def run(problem: Problem, plan: ColumnsPlan, operands: Operands, mask: NDArray[A
 
 
 def replay(problem: Problem, operands: Operands, given_out: NDArray[Any] | None) -> Callable[..., Any] | None:
-    """What repeats a run on columns without mask and statistics, see `normkit.plans`; None of anything else.
+    """What repeats a run on columns without a mask, see `normkit.plans`; None of anything else.
 
-    Nor if the output is new and its axes do not lie in order.
+    Nor if the output is new and its axes do not lie in order, or the statistics are wanted and their sets do not.
     """
     x, out = operands.x, operands.out
-    if x.size == 0 or x.ndim > MAX_NDIM or (given_out is None and not out.flags.c_contiguous):
+    if x.size == 0 or (given_out is None and not out.flags.c_contiguous):
         return None
     plan = layouts.of(problem, out.strides) if operands.mask is None and out.dtype.isnative else None
     if not isinstance(plan, ColumnsPlan):
@@ -54,12 +54,15 @@ def replay(problem: Problem, operands: Operands, given_out: NDArray[Any] | None)
     given = [p for p in (operands.weight, operands.bias) if p is not None]
     if given and not sets.as_given(plan.lanes):
         return None
+    if operands.mean is not None and not (sets.given or sets.in_order):
+        return None
     size = max((p.size for p in given), default=1)
     shape = _shape(plan, sets, size, operands, threads.available())
     shape[cm.W_OUTER], shape[cm.W_LANE] = 0, bool(given) and not sets.apart
 
-    def run(x: Any, out: Any, weight: Any, bias: Any) -> None:
-        _launch(problem, plan, shape, x, out, None, weight, bias, UNUSED, UNUSED)
+    def run(x: Any, out: Any, weight: Any, bias: Any, mask: Any, mean: Any, var: Any) -> None:
+        mean, var = sets.handed(mean, var)
+        _launch(problem, plan, shape, x, out, None, weight, bias, mean, var)
 
     return repeating(operands, given_out, sets.parameter, size, run)
 

@@ -15,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from normkit import pool
-from normkit.problem import Kind, Operands, kind, of_kind
+from normkit.constants import constant, is_kept
+from normkit.problem import Kind, Operands, kind, native, of_kind
 
-from .compiling import kernel
+from .compiling import MAX_NDIM, kernel
 from .guard_kernels import MOST_AXES
-from .objects import readable
-from .sets import converted
+from .objects import by_address, readable
+from .sets import UNUSED, converted
 
 
 def recognizer(x: Any, weight: Any, bias: Any, out: Any) -> tuple[Callable[..., bool], Any, tuple[Kind, ...]]:
@@ -35,30 +36,56 @@ def recognizer(x: Any, weight: Any, bias: Any, out: Any) -> tuple[Callable[..., 
     return kernel("alike", np.dtype(np.float32)), known, kinds
 
 
+class Parameters:
+    """Weight and bias of the calls that are like one, as kernels take them."""
+
+    def __init__(self, operands: Operands, dtype: np.dtype[Any], size: int) -> None:
+        """Of so many elements each, of that dtype. Where only one is given, there are as many ones or zeros."""
+        given = [p for p in (operands.weight, operands.bias) if p is not None]
+        self.dtype = dtype
+        self.convert = any(not _as_taken(p, dtype) for p in given)
+        self.weight = constant(1, size, dtype) if operands.weight is None else None
+        self.bias = constant(0, size, dtype) if operands.bias is None else None
+        self.kept = len(given) != 1 or is_kept(size, dtype)  # else a plan would hold an array as large as the one that is given
+
+    def converted(self, weight: NDArray[Any], bias: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Contiguous, and of the dtype of the arithmetic."""
+        return converted(weight, self.dtype).reshape(-1), converted(bias, self.dtype).reshape(-1)
+
+
+def _as_taken(parameter: NDArray[Any], dtype: np.dtype[Any]) -> bool:
+    """Whether kernels take it as it is."""
+    return parameter.dtype == dtype and parameter.flags.c_contiguous and (by_address() or parameter.ndim <= MAX_NDIM)
+
+
 def repeating(
     operands: Operands, given_out: NDArray[Any] | None, parameter: np.dtype[Any], size: int, run: Callable[..., None]
-) -> Callable[..., Any]:
-    """`again(x, weight, bias, out)`: run(x, out, weight, bias) where the arrays are of the kinds of these, else None.
+) -> Callable[..., Any] | None:
+    """`again(x, weight, bias, out)`: run(x, out, weight, bias, ...) where the arrays are of the kinds of these, else None.
 
     Weight and bias are handed over contiguous and of dtype `parameter`; ones and zeros, `size` of them, where there are none.
-    What `again` is given beyond these is handed over as it is.
+    What `again` is given beyond these (mask, mean, var) is handed over as it is. None if it would have to hold as many ones or
+    zeros itself.
     """
-    x, given = operands.x, [p for p in (operands.weight, operands.bias) if p is not None]
-    convert = any(p.dtype != parameter or not p.flags.c_contiguous for p in given)
-    ones, zeros = np.ones(size, parameter), np.zeros(size, parameter)
+    x, parameters = operands.x, Parameters(operands, parameter, size)
+    if not parameters.kept:
+        return None
+    ones, zeros, convert = parameters.weight, parameters.bias, parameters.convert
     alike, known, kinds = recognizer(x, operands.weight, operands.bias, given_out)
     empty = np.empty if x.nbytes < pool.SMALLEST else pool.empty
-    sizes, dtype = x.shape, x.dtype
+    sizes, dtype = x.shape, native(x.dtype)
 
-    def again(x: Any, weight: Any, bias: Any, out: Any, *more: Any, kinds: Any = kinds) -> Any:
+    def again(
+        x: Any, weight: Any, bias: Any, out: Any, mask: Any = None, mean: Any = UNUSED, var: Any = UNUSED, kinds: Any = kinds
+    ) -> Any:
         if not alike(x, weight, bias, out, known):
             return None
         weight, bias = ones if weight is None else weight, zeros if bias is None else bias
         if convert:
-            weight, bias = converted(weight, parameter), converted(bias, parameter)
+            weight, bias = parameters.converted(weight, bias)
         if out is None:
             out = empty(sizes, dtype)
-        run(x, out, weight, bias, *more)
+        run(x, out, weight, bias, mask, mean, var)
         return out
 
     return again
@@ -68,10 +95,11 @@ def _words(k: Kind, in_place: bool) -> list[int]:
     """A kind as compiled code reads it. `in_place`: an `out` that begins where this does is, element on element, the same."""
     pad = (0,) * (MOST_AXES - len(k.shape))
     if k.dtype is None:
-        return [id(k.type), 0, 0, 0, 0, 0, *pad, *pad]
+        return [id(k.type), 0, 0, 0, 0, 0, 0, 0, *pad, *pad]
     reach = [step * (n - 1) for step, n in zip(k.strides, k.shape, strict=True)] if prod(k.shape) > 0 else []
     low, high = sum(min(r, 0) for r in reach), sum(max(r, 0) for r in reach) + k.dtype.itemsize
-    return [id(k.type), id(k.dtype), len(k.shape), low, high, in_place, *k.shape, *pad, *k.strides, *pad]
+    dtype = id(k.dtype), id(type(k.dtype)), not k.dtype.isnative
+    return [id(k.type), *dtype, len(k.shape), low, high, in_place, *k.shape, *pad, *k.strides, *pad]
 
 
 def _alike(x: Any, weight: Any, bias: Any, out: Any, kinds: tuple[Kind, ...]) -> bool:

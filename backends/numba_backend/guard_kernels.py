@@ -12,15 +12,15 @@ from numba import njit
 from numba.core import types
 from numba.extending import intrinsic
 
-from .objects import DATA, DTYPE, FLAGS, NDIM, SHAPE, STRIDES, TYPE
+from .objects import DATA, DTYPE, FLAGS, NDIM, ORDER, ORDER_SHIFT, SHAPE, STRIDES, SWAPPED, TYPE
 
-MOST_AXES = 6
+MOST_AXES = 16  # NumPy has up to 64
 WRITEABLE = 0x400
-# What a kind says: addresses of type and dtype (0 of no array), axes, from where to where its memory reaches, seen from its
-# first element, and whether out may be where it is; then sizes and strides
-K_TYPE, K_DTYPE, K_NDIM, K_LOW, K_HIGH, K_IN_PLACE, K_SHAPE = range(0, 56, 8)
+# What a kind says: addresses of type, dtype (0 of no array) and the dtype's class, whether its bytes are swapped, axes, from
+# where to where its memory reaches, seen from its first element, and whether out may be where it is; then sizes and strides
+K_TYPE, K_DTYPE, K_CLASS, K_SWAPPED, K_NDIM, K_LOW, K_HIGH, K_IN_PLACE, K_SHAPE = range(0, 72, 8)
 K_STRIDES = K_SHAPE + 8 * MOST_AXES
-K_WORDS = 6 + 2 * MOST_AXES
+K_WORDS = 8 + 2 * MOST_AXES
 
 
 OBJECTS = "x_object", "weight_object", "bias_object", "out_object", "known"
@@ -50,13 +50,22 @@ short = njit(forceinline=True, error_model="numpy", _nrt=False, no_cpython_wrapp
 
 
 @short
+def is_dtype(dtype: int, k: int) -> bool:
+    """Whether it is the dtype of the kind at k, or equals it: arrays that were pickled bear an object of their own, for one."""
+    if dtype == word(k + K_DTYPE):
+        return True
+    swapped = (word(dtype + ORDER) >> ORDER_SHIFT) & 0xFF == SWAPPED
+    return word(dtype + TYPE) == word(k + K_CLASS) and swapped == (word(k + K_SWAPPED) != 0)
+
+
+@short
 def is_of(a: int, k: int) -> bool:
     """Whether the object at a is of the kind at k."""
     if word(a + TYPE) != word(k):
         return False
     if word(k + K_DTYPE) == 0:
         return True
-    if word(a + DTYPE) != word(k + K_DTYPE) or word(a + NDIM) & 0xFFFFFFFF != word(k + K_NDIM):
+    if word(a + NDIM) & 0xFFFFFFFF != word(k + K_NDIM) or not is_dtype(word(a + DTYPE), k):
         return False
     shape, strides = word(a + SHAPE), word(a + STRIDES)
     for i in range(0, 8 * word(k + K_NDIM), 8):

@@ -23,6 +23,9 @@ from numpy.typing import NDArray
 
 # Where a Python object has its type, and an array what is its own (PyArrayObject_fields of NumPy's C API)
 TYPE, DATA, NDIM, SHAPE, STRIDES, DTYPE, FLAGS = 8, 16, 24, 32, 40, 56, 64
+# Where a dtype has its byte order, as a character (PyArray_Descr of NumPy 1 and 2): in the third byte of this word
+ORDER, ORDER_SHIFT = 24, 16
+SWAPPED = ord(">")  # the only order that is not this machine's, where arrays are readable
 
 _ELEMENTS = {
     types.float32: ir.FloatType(),
@@ -86,7 +89,9 @@ def readable() -> bool:
     """Whether arrays are laid out as compiled code will read them."""
     if config.DISABLE_JIT or sys.implementation.name != "cpython" or not getattr(sys, "_is_gil_enabled", lambda: True)():
         return False
-    if object.__basicsize__ != DATA or np.ndarray.__basicsize__ < FLAGS + 8:
+    if object.__basicsize__ != DATA or np.ndarray.__basicsize__ < FLAGS + 8 or sys.byteorder != "little":
+        return False
+    if np.dtype.__basicsize__ < ORDER + 8:
         return False
 
     def at(address: int, words: int) -> list[int]:
@@ -100,13 +105,25 @@ def readable() -> bool:
         and at(fields[STRIDES // 8], 3) == list(a.strides)
         and fields[DTYPE // 8] == id(a.dtype)
         and fields[FLAGS // 8] & 0xFFFFFFFF == a.flags.num
+        and all(_dtype_reads(np.dtype(np.float32).newbyteorder(order)) for order in "=<>")
     )
+
+
+def _dtype_reads(dtype: np.dtype[Any]) -> bool:
+    """Whether a dtype has its class and its byte order where compiled code will look for them."""
+    (klass,), (order,) = ((ctypes.c_int64 * 1).from_address(id(dtype) + at) for at in (TYPE, ORDER))
+    return klass == id(type(dtype)) and (order >> ORDER_SHIFT & 0xFF == SWAPPED) is not dtype.isnative
 
 
 @lru_cache(maxsize=1)
 def by_address() -> bool:
     """Whether kernels are given the address of an array alone: not if each access is checked, by where the array ends."""
     return readable() and not config.BOUNDSCHECK
+
+
+def end_to_end(a: NDArray[Any]) -> NDArray[Any]:
+    """A C-contiguous array as kernels take it: one axis, or as it is if its address is all that they are given."""
+    return a if by_address() else a.reshape(-1)
 
 
 def flat(a: NDArray[Any]) -> NDArray[Any]:

@@ -9,12 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from normkit import pool
-from normkit.problem import Operands, Problem, Rows
+from normkit.constants import constant
+from normkit.problem import Operands, Problem, Rows, native
 
 from . import kernels, limits, strided
 from .compiling import MAX_NDIM, parameter_dtype
-from .guard import recognizer
+from .guard import Parameters, recognizer, repeating
 from .launches import launcher, tell_limits
+from .objects import by_address, end_to_end
 from .sets import converted
 
 UNUSED = np.zeros((1,) * MAX_NDIM)
@@ -48,31 +50,48 @@ class RowsCall:
         launcher(self.problem, self.rows, masked=False)(x, out, None, weight, bias, mean, var, shape, self.problem.eps)
 
     def replay(self, operands: Operands, given_out: NDArray[Any] | None) -> Callable[..., NDArray[Any] | None] | None:
-        """What repeats a run without statistics, see `normkit.plans`; None if x or out would have to be copied."""
+        """What repeats a run, see `normkit.plans`; None if x or out would have to be copied."""
         x, out = operands.x, operands.out
-        given = [p for p in (operands.weight, operands.bias) if p is not None]
-        if self.nbytes == 0 or x.ndim > MAX_NDIM or not out.flags.c_contiguous or not out.dtype.isnative:
+        if self.nbytes == 0 or not (by_address() or x.ndim <= MAX_NDIM) or not out.flags.c_contiguous or not out.dtype.isnative:
             return None
-        convert = any(p.dtype != self.parameter or not p.flags.c_contiguous or p.ndim > MAX_NDIM for p in given)
-        alike, known, kinds = recognizer(x, operands.weight, operands.bias, given_out)
         run = launcher(self.problem, self.rows, masked=False)
+        shape, eps = self._shape(UNUSED if operands.mean is None else operands.mean, operands), self.problem.eps
+        size = self.period * self.runs
+        if operands.mean is not None:
+
+            def run_for_statistics(x: Any, out: Any, weight: Any, bias: Any, mask: Any, mean: Any, var: Any) -> None:
+                run(x, out, None, weight, bias, end_to_end(mean), end_to_end(var), shape, eps)
+
+            return repeating(operands, given_out, self.parameter, size, run_for_statistics)
+        parameters = Parameters(operands, self.parameter, size)
+        if not parameters.kept:
+            return None
+        ones, zeros, convert = parameters.weight, parameters.bias, parameters.convert
+        alike, known, kinds = recognizer(x, operands.weight, operands.bias, given_out)
         empty = np.empty if self.nbytes < pool.SMALLEST else pool.empty
-        size, dtype, shape, eps = x.shape, x.dtype, self._shape(UNUSED, operands), self.problem.eps
-        ones, zeros = self._parameter(None, 1), self._parameter(None, 0)
+        sizes, dtype = x.shape, native(x.dtype)
 
         # As `guard.repeating` has it, with one call of Python less: a small call is little else
+        def as_given(x: Any, weight: Any, bias: Any, out: Any, kinds: Any = kinds) -> Any:
+            if not alike(x, weight, bias, out, known):
+                return None
+            if out is None:
+                out = empty(sizes, dtype)
+            run(x, out, None, weight, bias, UNUSED, UNUSED, shape, eps)
+            return out
+
         def again(x: Any, weight: Any, bias: Any, out: Any, kinds: Any = kinds) -> Any:
             if not alike(x, weight, bias, out, known):
                 return None
             weight, bias = ones if weight is None else weight, zeros if bias is None else bias
             if convert:
-                weight, bias = self._parameter(weight, 1), self._parameter(bias, 0)
+                weight, bias = parameters.converted(weight, bias)
             if out is None:
-                out = empty(size, dtype)
+                out = empty(sizes, dtype)
             run(x, out, None, weight, bias, UNUSED, UNUSED, shape, eps)
             return out
 
-        return again
+        return as_given if ones is None and zeros is None and not convert else again
 
     def _shape(self, mean: NDArray[Any], operands: Operands) -> NDArray[np.int64]:
         shape = np.zeros(kernels.SHAPE, np.int64)
@@ -88,7 +107,7 @@ class RowsCall:
     def _parameter(self, given: NDArray[Any] | None, default: float) -> NDArray[Any]:
         """weight or bias as the kernels read it: contiguous, in the dtype of the arithmetic, all of its (period, runs)."""
         if given is None:
-            return np.full(self.period * self.runs, default, self.parameter)
+            return constant(default, self.period * self.runs, self.parameter)
         parameter = converted(given, self.parameter)
         return parameter if parameter.ndim <= MAX_NDIM else parameter.reshape(-1)
 

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from normkit.constants import constant
 from normkit.problem import Operands, Problem
 
 from . import kernels
 from .compiling import MAX_NDIM, is_half, kernel, parameter_dtype
+from .objects import end_to_end
 
 Floats = NDArray[np.float64]
 UNUSED = np.zeros(1)
@@ -42,7 +44,8 @@ class Sets:
     def _parameter(self, given: NDArray[Any] | None, default: float) -> NDArray[Any]:
         if given is None:
             both = self.problem.weight is None and self.problem.bias is None
-            return np.full(1 if both else self.problem.count if self.apart else self.number, default, self.parameter)
+            size = 1 if both else self.problem.count if self.apart else self.number
+            return constant(default, size, self.parameter)
         given = given.reshape(self.problem.affine_shape)
         if not self.apart:
             return self.spread(given, self.parameter)
@@ -68,6 +71,18 @@ class Sets:
         if operands.mean is None:
             return UNUSED, UNUSED
         return np.empty(self.number), np.empty(self.number)
+
+    def handed(self, mean: Floats, var: Floats) -> tuple[Floats, Floats]:
+        """Mean and variance of a run that is repeated, as `normkit.plans` has them: those given, or room for them in order."""
+        if self.given:
+            return self.spread(mean, np.float64), self.spread(var, np.float64)
+        return end_to_end(mean), end_to_end(var)
+
+    @property
+    def in_order(self) -> bool:
+        """Whether a kernel counts the sets as the caller's statistics lie."""
+        kept = [a for a in self.order if self.problem.stats_shape[a] > 1]
+        return kept == sorted(kept)
 
     def keep(self, operands: Operands, mean: Floats, var: Floats) -> None:
         """Hand to the caller what a kernel has written."""

@@ -14,12 +14,11 @@ from normkit.masks import degenerate_sets
 from normkit.problem import Operands, Problem, kind, of_kind
 
 from . import columns, kernels, layouts, limits, tiles
-from .compiling import MAX_NDIM
 from .guard import repeating
 from .launches import launcher, tell_limits
 from .layouts import ColumnsPlan, RowsPlan
 from .objects import flat
-from .sets import UNUSED, Sets, rows_shape
+from .sets import Sets, rows_shape
 
 MASK_BYTES = 1 << 20  # no more of a mask is copied at once
 PART_BYTES = 1 << 18  # a part of a call is at least so large: some ten times what a call costs
@@ -97,12 +96,12 @@ def planned(problem: Problem, out: NDArray[Any], mask: NDArray[Any] | None) -> R
 
 
 def replay(problem: Problem, operands: Operands, given_out: NDArray[Any] | None) -> Callable[..., Any] | None:
-    """What repeats a run on rows with gaps or a mask, without statistics, see `normkit.plans`; None of anything else.
+    """What repeats a run on rows with gaps or a mask, see `normkit.plans`; None of anything else.
 
-    Nor if the output is new and its axes do not lie in order.
+    Nor if the output is new and its axes do not lie in order, or the statistics are wanted and their sets do not.
     """
     x, out = operands.x, operands.out
-    if x.size == 0 or x.ndim > MAX_NDIM:
+    if x.size == 0:
         return None
     mask = None if operands.mask is None else np.broadcast_to(operands.mask, x.shape)
     plan = planned(problem, out, mask)
@@ -112,14 +111,17 @@ def replay(problem: Problem, operands: Operands, given_out: NDArray[Any] | None)
     size = prod(problem.affine_shape) if given else 1
     if given and not sets.as_given(size):
         return None
+    if operands.mean is not None and not (sets.given or sets.in_order):
+        return None
     shape = _shape(problem, plan, sets, size, operands)
     launch = launcher(problem, sets.number, masked=mask is not None)
 
-    def run(x: Any, out: Any, weight: Any, bias: Any, mask: Any = None, mean: Any = UNUSED, var: Any = UNUSED) -> None:
+    def run(x: Any, out: Any, weight: Any, bias: Any, mask: Any, mean: Any, var: Any) -> None:
+        mean, var = sets.handed(mean, var)
         launch(flat(x), flat(out), None if mask is None else flat(mask), weight, bias, mean, var, shape, problem.eps)
 
     again = repeating(operands, given_out, sets.parameter, size, run)
-    if mask is None:
+    if mask is None or again is None:
         return again
     shape[kernels.WANTED] = 1
     return _masked(problem, operands.mask, again)
@@ -132,12 +134,13 @@ def _masked(problem: Problem, like: NDArray[Any], again: Callable[..., Any]) -> 
     """
     sort, sets = kind(like), prod(problem.stats_shape)
 
-    def masked(x: Any, weight: Any, bias: Any, out: Any, mask: Any) -> Any:
+    def masked(x: Any, weight: Any, bias: Any, out: Any, mask: Any, mean: Any = None, var: Any = None) -> Any:
         if not of_kind(mask, sort):
             return None
         if out is not None and (np.may_share_memory(out, mask) or degenerate_sets(problem, mask) is not None):
             return None
-        mean, var = np.empty(sets), np.empty(sets)
+        if mean is None:
+            mean, var = np.empty(sets), np.empty(sets)
         full = mask if mask.shape == problem.shape else np.broadcast_to(mask, problem.shape)
         y = again(x, weight, bias, out, full, mean, var)
         unsure = y is not None and out is None and not (var > 0).all()

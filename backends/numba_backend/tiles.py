@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from normkit.problem import Operands, Problem
+from normkit.problem import Operands, Problem, native
 
 from . import kernels, limits
 from .compiling import kernel
@@ -43,7 +43,7 @@ class _Tiled:
 
     def __init__(self, sets: Sets, operands: Operands, mask: NDArray[Any] | None, mean: Any, var: Any) -> None:
         self.sets, self.problem, self.n, self.mean, self.var = sets, sets.problem, sets.problem.count, mean, var
-        self.dtype = self.problem.dtype.newbyteorder("=")
+        self.dtype = native(self.problem.dtype)
         self.x, self.out = operands.x.transpose(sets.order), operands.out.transpose(sets.order)
         self.mask = None if mask is None else mask.transpose(sets.order)
         self.weight, self.bias = sets.parameters(operands)
