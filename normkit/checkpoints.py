@@ -53,8 +53,7 @@ def load(layer: Stateful, state: Any, strict: bool, prefix: Any) -> Incompatible
             f"{layer}: state is {kind_of(state)}, expected a mapping of names to arrays, as layer.state_dict() or np.load of "
             "an .npz file gives; dict(state) makes one of pairs"
         )
-    if not isinstance(prefix, str):
-        raise InputTypeError(f"{layer}: prefix is {shown(prefix)}, expected a str, as 'encoder.norm1.'")
+    check_prefix(layer, prefix)
     names = list(state)
     if odd := [name for name in names if not isinstance(name, str)]:
         raise InputTypeError(f"{layer}: state holds the name {shown(odd[0])}, expected names that are strs")
@@ -73,6 +72,12 @@ def load(layer: Stateful, state: Any, strict: bool, prefix: Any) -> Incompatible
     for name, array in loaded.items():
         own[name][...] = array
     return IncompatibleKeys(missing, unexpected)
+
+
+def check_prefix(layer: Stateful, prefix: Any) -> None:
+    """Check the prefix of a layer's names."""
+    if not isinstance(prefix, str):
+        raise InputTypeError(f"{layer}: prefix is {shown(prefix)}, expected a str, as 'encoder.norm1.'")
 
 
 def _under(prefix: str, names: list[str], own: Iterable[str]) -> tuple[str, dict[str, str]]:

@@ -42,6 +42,7 @@ class Layer:
 
     def state_dict(self, prefix: str = "") -> dict[str, Array]:
         """The arrays of this layer under torch's names: the arrays themselves, not copies."""
+        asked(type(self).__name__, checkpoints.check_prefix, self, prefix)
         named = ((name, getattr(self, name)) for name in self.state_names)
         return {prefix + name: array for name, array in named if array is not None}
 
