@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import normkit
 from normkit.errors import NormkitError
+from normkit.outputs import take_any_character
 from normkit.validation import FLOATS
 
 EXTRAS = {"rich": "demo", "matplotlib": "demo", "PIL": "demo", "asv": "bench", "ml_dtypes": "half"}
@@ -30,6 +31,7 @@ class Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit status."""
+    take_any_character()
     try:
         argv = sys.argv[1:] if argv is None else argv
         args = _parser(argv[:1]).parse_args(argv)

@@ -27,9 +27,10 @@ from rich.console import Console
 from rich.table import Table
 
 import normkit as nk
-from normkit import registry
-from normkit.bench.machine import done_between, load_average, work_of_others
+from normkit import outputs, registry
+from normkit.bench.machine import done_between, work_of_others
 from normkit.errors import DegenerateShapeError
+from normkit.hardware import load_average
 
 Pixels = NDArray[np.float32]  # (H, W, 3), 0 .. 1 before normalization
 
@@ -146,9 +147,7 @@ def _rgb(picture: Image.Image) -> Pixels:
 
 def check_writable(output: str) -> None:
     """Before the work, not after it."""
-    path = Path(output)
-    if path.is_dir() or not path.parent.is_dir():
-        why = "it is a folder" if path.is_dir() else f"there is no folder {path.parent}"
+    if why := outputs.why_not(Path(output)):
         raise UnusableError(f"cannot write {output}: {why}")
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 import platform
+import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from importlib import import_module
@@ -17,6 +19,7 @@ import numpy as np
 import normkit
 from normkit import registry, threads
 from normkit.errors import InstallationError
+from normkit.hardware import cpu_model, cpuinfo, load_average
 from normkit.memory_limits import scopes
 
 PACKAGES = {
@@ -28,6 +31,8 @@ PACKAGES = {
     "ml_dtypes": "for bfloat16: pip install 'normkit[half]'",
     "asv": "for make bench: pip install 'normkit[bench]'",
 }
+TESTED = {"numpy": (2, 5), "numba": (0, 68)}  # the newest that the tests have passed with; pyproject.toml has the oldest
+TRY = "import sys; from normkit import doctor; print(doctor.tried(sys.argv[1]))"
 FEATURES = ("sse4.2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512_bf16", "neon")
 VARIABLES = ("OMP_", "NUMBA_", "NORMKIT_", "KMP_", "MALLOC_")
 
@@ -92,9 +97,18 @@ def _engines() -> Path | None:
 
 def _version(name: str, cure: str) -> str:
     try:
-        return version(name)
+        found = version(name)
     except PackageNotFoundError:
         return f"not installed ({cure})"
+    if not _newer(name, found):
+        return found
+    newest = ".".join(map(str, TESTED[name]))
+    return f"{found}, newer than what this normkit is tested with; if it fails: pip install '{name}=={newest}.*'"
+
+
+def _newer(name: str, found: str) -> bool:
+    """Whether a version is of a release that came after the tests."""
+    return name in TESTED and tuple(int(part) for part in re.findall(r"\d+", found)[:2]) > TESTED[name]
 
 
 def _processor() -> list[tuple[str, str]]:
@@ -106,17 +120,18 @@ def _processor() -> list[tuple[str, str]]:
     granted = threads.granted()
     why = "" if granted == affinity else ", by a CPU quota, OMP_NUM_THREADS or NUMBA_NUM_THREADS"
     return [
-        ("model", f"{_cpu_model()} ({platform.machine()})"),
+        ("model", f"{cpu_model() or 'unknown'} ({platform.machine()})"),
         ("features", found + (f"; not {', '.join(absent)}" if features and absent else "")),
         ("cores", f"{granted} granted of {os.cpu_count()} present{why}"),
         ("threads", f"{normkit.get_num_threads()} a call"),
         ("memory", _memory()),
+        ("load", _load()),
     ]
 
 
 def cpu_features() -> set[str]:
     """Instruction sets of this processor, by the names that /proc/cpuinfo and LLVM use; empty if nothing tells."""
-    flags = _cpuinfo("flags") or _cpuinfo("Features")
+    flags = cpuinfo("flags") or cpuinfo("Features")
     if flags:
         return {flag.replace("sse4_2", "sse4.2").replace("asimd", "neon") for flag in flags.split()}
     try:
@@ -126,17 +141,11 @@ def cpu_features() -> set[str]:
     return {name for name, there in get_host_cpu_features().items() if there}
 
 
-def _cpu_model() -> str:
-    return _cpuinfo("model name") or platform.processor() or "unknown"
-
-
-def _cpuinfo(field: str) -> str:
-    """A field of the first processor in /proc/cpuinfo; empty where there is none."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return ""
-    return next((line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == field), "")
+def _load() -> str:
+    load, granted = load_average(), threads.granted()
+    if load > granted:
+        return f"but others are at work: {load:.1f} processes on {granted} cores, the last minute's mean; calls take longer"
+    return f"{load:.1f} processes wanted to run, in the last minute's mean"
 
 
 def _memory() -> str:
@@ -153,9 +162,20 @@ def _backends(table: registry.BackendTable) -> list[tuple[str, str]]:
 
 
 def _tried(name: str, family: str) -> str:
-    """One row through a backend, against sums that are exact."""
+    """One row through a backend. Where that may end the process, as with a Numba that is not tested, another process tries."""
     if family != "numpy":
         return "yes"
+    if name not in registry.BUILT_IN or not any(_newer(package, _version(package, "")) for package in TESTED):
+        return tried(name)
+    done = subprocess.run([sys.executable, "-c", TRY, name], capture_output=True, text=True, errors="replace", check=False)
+    if done.returncode == 0 and done.stdout.strip():
+        return done.stdout.strip().splitlines()[-1]
+    last = (done.stderr.strip().splitlines() or ["without a word"])[-1]
+    return f"BROKEN: a row of 64 float32 ended the process with status {done.returncode}: {last}"
+
+
+def tried(name: str) -> str:
+    """One row through a backend, here, against sums that are exact."""
     x = np.linspace(1, 2, 64, dtype=np.float32)
     values = x.tolist()
     mean = math.fsum(values) / 64

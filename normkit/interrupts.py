@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 T = TypeVar("T")
+WAKE = 0.2  # seconds; on Windows Ctrl-C does not end a wait, and is seen between two
 
 
 def undisturbed(work: Callable[[], T]) -> T:
@@ -27,7 +28,8 @@ def undisturbed(work: Callable[[], T]) -> T:
         worker.start()
     except RuntimeError:  # no more threads, or the interpreter is about to end
         return work()
-    worker.join()
+    while worker.is_alive():
+        worker.join(WAKE)
     if errors:
         raise errors[0]
     return results[0]

@@ -13,15 +13,17 @@ import sys
 import time
 from math import prod
 from threading import Lock, get_ident
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from normkit import constants, plans
 from normkit.arguments import guarded, integer, shown
 from normkit.errors import InputTypeError, InputValueError
 from normkit.memory_limits import Scope, scopes
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray  # 1 ms at run time
 
 SMALLEST = 1 << 17  # smaller outputs come from malloc, which keeps them by itself; glibc maps larger ones anew each time
 PAGE = 4096  # an output starts on one, so that its first vector can be streamed

@@ -207,6 +207,43 @@ def test_run_leaves_a_picture_and_a_table(small_run):
     assert "![" in page
 
 
+@pytest.mark.parametrize(
+    ("option", "file", "says"),
+    [
+        ("--json", ".", "it is a folder"),
+        ("--json", "none/a.json", "there is no folder none"),
+        ("--markdown", "none/a.md", "there is no folder none"),
+        ("--plot", "none/a.png", "there is no folder none"),
+        ("--plot", "a.docx", "docx is none of"),
+        ("--plot", "a", "no suffix is none of"),
+    ],
+)
+def test_files_that_cannot_be_written_are_told_before_the_work(option, file, says, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "measure", lambda *args: pytest.fail("measured"))
+    assert cli.main(arguments("--case", "layer_norm/2x8", option, file)) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith(f"normkit bench: {option}: cannot write {file}: ")
+    assert says in said.err
+
+
+def test_a_disk_that_fills_meanwhile_leaves_the_rest(small_run, tmp_path, monkeypatch, capsys):
+    folder, _ = small_run
+
+    def full(self, file):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Run, "save", full)
+    page = tmp_path / "page.md"
+    argv = ("--load", folder / "a.json", "--json", tmp_path / "b.json", "--markdown", page)
+    assert cli.main(arguments(*argv)) == 1
+    said = capsys.readouterr()
+    assert "layer_norm (2, 8)" in said.out
+    assert "layer_norm (2, 8)" in page.read_text(encoding="utf-8")
+    assert said.err == f"normkit bench: cannot write {tmp_path / 'b.json'}: No space left on device\n"
+
+
 def test_a_run_can_be_shown_and_compared_again(small_run, capsys):
     folder, _ = small_run
     assert cli.main(arguments("--load", folder / "a.json", "--compare", folder / "a.json")) == 0

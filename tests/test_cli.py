@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ import pytest
 import normkit as nk
 from normkit import demo, doctor, registry, threads
 from normkit.__main__ import main, shape
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def command(*args, **options):
@@ -276,6 +279,66 @@ def test_doctor_tells_of_fewer_cores(monkeypatch, capsys):
     monkeypatch.setattr(threads, "granted", lambda: 0)
     assert main(["doctor"]) == 0
     assert "OMP_NUM_THREADS or NUMBA_NUM_THREADS" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("load", [0.0, 1000.0])
+def test_doctor_tells_of_a_busy_machine(load, monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "load_average", lambda: load)
+    assert main(["doctor"]) == 0
+    assert ("others are at work: 1000.0 processes" in capsys.readouterr().out) == (load > 0)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the status of an aborted process is POSIX's")
+def test_doctor_outlives_a_numba_that_nobody_has_tested(monkeypatch):
+    monkeypatch.setitem(doctor.TESTED, "numba", (0, 1))
+    monkeypatch.setattr(doctor, "TRY", "import os; os.abort()")
+    assert "BROKEN: a row of 64 float32 ended the process with status -6" in doctor._tried("numba", "numpy")
+
+
+def test_doctor_tries_what_nobody_has_tested_in_another_process(monkeypatch):
+    monkeypatch.setitem(doctor.TESTED, "numpy", (0, 1))
+    monkeypatch.setattr(doctor, "tried", lambda name: pytest.fail("tried here"))
+    assert doctor._tried("numpy", "numpy").startswith("yes, a row of 64 float32 is right to")
+
+
+def test_doctor_says_what_is_newer_than_the_tests(monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "version", lambda name: "99.1.0rc2")
+    monkeypatch.setattr(doctor, "tried", lambda name: "yes")
+    monkeypatch.setattr(
+        doctor.subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, 0, "yes, in another process", "")
+    )
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    for name, newest in doctor.TESTED.items():
+        assert f"pip install '{name}=={newest[0]}.{newest[1]}.*'" in out
+    assert "yes, in another process" in out
+
+
+@pytest.mark.parametrize(("found", "newer"), [("0.68.1", False), ("0.69.0rc1", True), ("1.0", True), ("0.61.2", False)])
+def test_what_is_newer(found, newer, monkeypatch):
+    monkeypatch.setitem(doctor.TESTED, "numba", (0, 68))
+    assert doctor._newer("numba", found) == newer
+
+
+def test_this_environment_is_what_is_tested():
+    """Raise doctor.TESTED when the tests pass with something newer."""
+    for name in doctor.TESTED:
+        assert not doctor._newer(name, doctor.version(name)), name
+
+
+# --- encodings
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+@pytest.mark.parametrize("argv", [["doctor"], ["bench", "--load", "docs/performance.json"]])
+def test_any_encoding_of_stdout(encoding, argv):
+    """A pipe on Windows has the characters of one language, and bench draws with blocks, as Rich does with lines."""
+    environment = os.environ | {"PYTHONIOENCODING": encoding, "NORMKIT_NOTE": "\N{BOX DRAWINGS LIGHT HORIZONTAL}"}
+    command = [sys.executable, "-m", "normkit", *argv]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    blocks = {"doctor": "\N{BOX DRAWINGS LIGHT HORIZONTAL}", "bench": "\N{FULL BLOCK}"}[argv[0]]
+    assert (blocks in done.stdout.decode(encoding)) == (encoding == "utf-8")
 
 
 def test_demo_module_is_what_the_command_runs(monkeypatch):

@@ -228,6 +228,15 @@ def test_the_citation_is_of_this_version():
     assert re.findall(r"^version: (.*)$", text("CITATION.cff"), re.MULTILINE) == [normkit.__version__]
 
 
+def test_the_changelog_tells_of_all_that_there_is():
+    told = text("CHANGELOG.md")
+    names = [*normkit.__all__, *re.findall(r'add_parser\(\s*"(\w+)"', text("normkit/__main__.py"))]
+    sources = [path.read_text(encoding="utf-8") for folder in ("normkit", "backends") for path in files(folder)]
+    variables = {name for source in sources for name in re.findall(r'environ[^\n]*"(NORMKIT_[A-Z_]+)"', source)}
+    assert {"NORMKIT_CACHE_DIR", "NORMKIT_POOL_LIMIT"} <= variables
+    assert [name for name in (*names, *sorted(variables)) if not re.search(rf"\b{name}\b", told)] == []
+
+
 def test_what_of_the_readme_needs_an_address():
     """An index page shows README without the repository: these links lead nowhere there until [project.urls] is known."""
     relative = set(re.findall(r"\]\((?!http)([^)#]+)\)", text("README.md")))

@@ -7,7 +7,6 @@ provides.
 
 from __future__ import annotations
 
-import platform
 from typing import Any
 
 from llvmlite import ir
@@ -31,9 +30,12 @@ class BFloat(ir.Type):
 
 def converts_halves() -> bool:
     """Whether the CPU that Numba compiles for has instructions between float16 and float32."""
-    if platform.machine().lower() in ("x86_64", "amd64"):
-        return has("f16c")
-    return platform.machine().lower() in ("aarch64", "arm64")
+    return has("f16c") if architecture() == "x86_64" else architecture() in ("aarch64", "arm64")
+
+
+def architecture() -> str:
+    """What code is compiled for, by LLVM's name. The machine's own name tells something else where it emulates another."""
+    return str(cpu_target.target_context.codegen().magic_tuple()[0]).partition("-")[0]
 
 
 def rounds_to_bfloat16() -> bool:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import prod
-from pathlib import Path
 
+from normkit.hardware import cache_sizes
 from normkit.problem import Problem
 
 from . import kernels
@@ -14,14 +14,12 @@ from .group_kernels import LEAST
 from .simd import WIDTH
 
 
-def cache_bytes(index: int, otherwise: int) -> int:
-    """The size of a cache of this CPU: 0 is L1, 3 the last one."""
-    try:
-        size = Path(f"/sys/devices/system/cpu/cpu0/cache/index{index}/size").read_text(encoding="utf-8")
-        return int(size.strip().removesuffix("K")) << 10
-    except (OSError, ValueError):
-        return otherwise
+def cache_bytes(level: int, otherwise: int) -> int:
+    """The size of a data cache of this CPU: 1 is the nearest, 3 the last one."""
+    return _SIZES.get(level, otherwise)
 
+
+_SIZES = cache_sizes()
 
 PARALLEL_BYTES = 1 << 21  # in and out together; two threads win from half of it on, but sleeping ones take 250 us to wake
 FETCH_BYTES = 1 << 21  # inputs of at least this many bytes are fetched ahead: in L2, where smaller ones may be, that costs 4%
@@ -38,7 +36,7 @@ KEPT_ROW_BYTES = 1 << 17  # see `streamed_share`
 # should fit in half of L1. Where arithmetic is waited for, groups take less time than their rows one by one
 GROUP_ROW_BYTES = 1 << 10
 CACHED_ROW_BYTES = 1 << 12
-GROUP_BYTES = cache_bytes(0, 32 << 10) // 2  # of fewer rows that are longer, where two are summed side by side
+GROUP_BYTES = cache_bytes(1, 32 << 10) // 2  # of fewer rows that are longer, where two are summed side by side
 
 
 def streamed_share(nbytes: int, n: int, group: int, itemsize: int) -> int:

@@ -13,7 +13,7 @@ from .memory import take
 from .simd import one_by_one
 
 PIECES = 16  # in which a thread's share of the work is taken
-LINE = 8  # int64 of a cache line
+LINE = 16  # int64 of a cache line: Apple's have 128 bytes, and some CPUs fetch two of 64 together
 
 
 @inline

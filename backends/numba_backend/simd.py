@@ -10,7 +10,6 @@ the 16 lanes into whatever registers the CPU has.
 from __future__ import annotations
 
 import operator
-import platform
 from typing import Any
 
 from llvmlite import ir
@@ -19,7 +18,7 @@ from numba.core.datamodel.models import PrimitiveModel
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, register_model
 
-from .conversions import ELEMENTS, call, f32, f64, has_long_vectors, i1, i16, i32, i64, like, tells_pages_apart
+from .conversions import ELEMENTS, architecture, call, f32, f64, has_long_vectors, i1, i16, i32, i64, like, tells_pages_apart
 
 WIDTH = 16
 
@@ -287,7 +286,7 @@ def unity(typingctx: Any, array: Any) -> Any:
     """1.0, which LLVM does not know to be 1.0: an addition as fma(a, 1, b) goes to units that would idle."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        if platform.machine().lower() not in ("x86_64", "amd64"):
+        if architecture() != "x86_64":
             return f64(1.0)
         hidden = ir.InlineAsm(ir.FunctionType(f64, [f64]), "", "=x,0", False)
         return builder.call(hidden, [f64(1.0)])

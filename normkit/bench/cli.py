@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from normkit.bench import gpu
 from normkit.bench.cases import GROUPS, Case, select
 from normkit.bench.contenders import CONTENDERS
 from normkit.bench.results import Run, Settings
+from normkit.outputs import why_not
 
 EPILOG = f"""\
 A case is a group ({", ".join(GROUPS)}), a pattern over their names such as 'instance_norm/*', or a case of your own:
@@ -75,11 +77,13 @@ def main(args: argparse.Namespace) -> int:
         return _complain(str(error))
     if args.list:
         return _list(cases)
+    if refused := _unwritable(args):
+        return _complain(refused)
     if loaded is None:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: processes and shared memory are given back
     run = loaded or measure(cases, names, settings(args))
-    show(run, args, earlier)
-    return 130 if run.interrupted else 1 if run.lost else 0
+    written = show(run, args, earlier)
+    return 130 if run.interrupted else 1 if run.lost or not written else 0
 
 
 def choose(only: str | None) -> list[str]:
@@ -152,15 +156,14 @@ def _progress_bar() -> Progress:
     return Progress(*columns, console=Console(stderr=True), auto_refresh=False, transient=True)
 
 
-def show(run: Run, args: argparse.Namespace, earlier: Run | None = None) -> None:
-    """Print a run, and write the files that were asked for."""
+def show(run: Run, args: argparse.Namespace, earlier: Run | None = None) -> bool:
+    """Print a run, and write the files that were asked for; False if one of them could not be written."""
     from rich.console import Console
 
     from normkit.bench import report
 
     to_stdout = args.json is not None and str(args.json) == "-"
-    if args.json and not to_stdout:
-        run.save(args.json)
+    written = not args.json or to_stdout or _written(args.json, lambda: run.save(args.json))
     if to_stdout:
         print(run.dumps())
     else:
@@ -168,18 +171,43 @@ def show(run: Run, args: argparse.Namespace, earlier: Run | None = None) -> None
     if earlier and not to_stdout:
         print("\n".join(report.agreement(run, earlier)))
     if args.plot and run.finished:
-        _plot(run, args.plot)
+        written &= _written(args.plot, lambda: _plot(run, args.plot))
     if args.markdown:
-        report.write_markdown(run, args.markdown, args.plot.name if args.plot else None)
+        picture = args.plot.name if args.plot else None
+        written &= _written(args.markdown, lambda: report.write_markdown(run, args.markdown, picture))
+    return written
+
+
+def _unwritable(args: argparse.Namespace) -> str:
+    """What is wrong with the files that shall be written: told before the work, not after it."""
+    for option in ("json", "plot", "markdown"):
+        file = getattr(args, option)
+        if file is not None and str(file) != "-" and (why := why_not(file)):
+            return f"--{option}: cannot write {file}: {why}"
+    if args.plot is not None:
+        try:
+            from matplotlib.backend_bases import FigureCanvasBase
+        except ModuleNotFoundError as error:
+            return f"--plot needs {error.name}: {CURE}"
+        if (kind := args.plot.suffix[1:].lower()) not in (known := FigureCanvasBase.get_supported_filetypes()):
+            return f"--plot: cannot write {args.plot}: {kind or 'no suffix'} is none of {', '.join(sorted(known))}"
+    return ""
+
+
+def _written(file: Path, write: Callable[[], None]) -> bool:
+    """Write a file, or say why it could not be: what was measured is shown all the same."""
+    try:
+        write()
+    except OSError as error:
+        _complain(f"cannot write {file}: {error.strerror or error}")
+        return False
+    return True
 
 
 def _plot(run: Run, file: Path) -> None:
-    try:
-        from normkit.bench.plot import draw
+    from normkit.bench.plot import draw
 
-        draw(run, file)
-    except ModuleNotFoundError as error:
-        _complain(f"--plot needs {error.name}: {CURE}")
+    draw(run, file)
 
 
 def _list(cases: list[Case]) -> int:

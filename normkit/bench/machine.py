@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from contextlib import suppress
 from glob import glob
 from pathlib import Path
 
+from normkit import hardware
 from normkit.threads import granted
 
 
@@ -20,14 +20,10 @@ def describe() -> dict[str, str]:
 
 def cpu_model() -> str:
     """The model's name, with family and model numbers where the name alone would not tell it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    if "cpu family" not in facts:
-        return facts.get("model name") or platform.machine()
-    return f"{facts.get('model name', '?')} (family {facts['cpu family']}, model {facts.get('model', '?')})"
+    name, family = hardware.cpu_model(), hardware.cpuinfo("cpu family")
+    if not family:
+        return name or platform.machine()
+    return f"{name or '?'} (family {family}, model {hardware.cpuinfo('model') or '?'})"
 
 
 def work_of_others(own: set[int]) -> dict[str, float]:
@@ -46,24 +42,10 @@ def done_between(before: dict[str, float], after: dict[str, float]) -> float:
     return sum(max(0.0, seconds - before.get(thread, 0.0)) for thread, seconds in after.items())
 
 
-def load_average() -> float:
-    """Processes that want to run, the mean of the last minute; 0 where nothing tells."""
-    try:
-        return os.getloadavg()[0]
-    except (AttributeError, OSError):  # Windows has none
-        return 0.0
-
-
 def _caches() -> str:
-    levels = []
-    for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
-        level, kind, size = ((index / name).read_text(encoding="utf-8").strip() for name in ("level", "type", "size"))
-        if kind != "Instruction":
-            levels.append(f"L{level} {size}")
-    return ", ".join(levels)
+    return ", ".join(f"L{level} {size >> 10}K" for level, size in hardware.cache_sizes().items())
 
 
 def _memory() -> str:
-    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
-        return ""
-    return f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.0f} GiB"
+    size = hardware.memory()
+    return f"{size / 2**30:.0f} GiB" if size else ""

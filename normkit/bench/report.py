@@ -59,7 +59,7 @@ def print_run(run: Run, console: Console) -> None:
     console.print(Text(LEGEND.format(base=run.base), style="dim"))
     for result in run.finished:
         console.print(Text(f"\n{result.case.title}", style="bold"), Text(f"  {bytes_text(result.case.nbytes)}", style="dim"))
-        console.print(_case_table(run, result, wide=console.width >= 100))
+        console.print(_case_table(run, result, wide=console.width >= 100, blocks=console.encoding.lower().startswith("utf")))
         _print_failures(result, console)
     for result in run.lost:
         console.print(Text(f"\n{result.case.title}", style="bold"), Text(f"  nothing to compare with: {run.base} failed"))
@@ -76,7 +76,7 @@ def _print_failures(result: CaseResult, console: Console) -> None:
             console.print(Text(f"  {name}: {score.failure}", style="dim italic"), overflow="ellipsis", no_wrap=True)
 
 
-def _case_table(run: Run, result: CaseResult, wide: bool) -> Table:
+def _case_table(run: Run, result: CaseResult, wide: bool, blocks: bool) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("", width=20)
     for heading, width in (("time", 8), ("ratio", 8), ("±", 5), ("of copy", 7), ("error", 9)):
@@ -85,7 +85,8 @@ def _case_table(run: Run, result: CaseResult, wide: bool) -> Table:
     longest = max(result.time(name) for name in result.timed)
     for name in sorted(result.timed, key=lambda n: result.ratio(n, run.base)):
         share = result.time(name) / longest
-        bar = Bar(1, 0, share, width=30 if wide else 12)
+        width = 30 if wide else 12
+        bar = Bar(1, 0, share, width=width) if blocks else "#" * round(share * width)
         table.add_row(f"  {name}", *_cells(run, result, name), bar, style=COLOURS[CONTENDERS[name].kind])
     return table
 
