@@ -30,7 +30,7 @@ LEVELS = [
     {"__init__"},
 ]
 LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
-FOR_BACKENDS = {"problem", "masks", "errors", "threads", "pool", "forks", "interrupts"}
+FOR_BACKENDS = {"problem", "masks", "errors", "threads", "pool", "forks", "interrupts", "hardware"}
 
 
 def files(package):
