@@ -306,8 +306,9 @@ def _as_stats(statistic: Array, problem: Problem) -> Array:
 
 def _unit(problem: Problem, x: Array) -> tuple[Array, Array]:
     """Mean and variance that change nothing."""
-    mean = answers.zeros(tuple(n if a in problem.affine_axes else 1 for a, n in enumerate(problem.stats_shape)), x)
-    return mean, mean + 1
+    shape = tuple(n if a in problem.affine_axes else 1 for a, n in enumerate(problem.stats_shape))
+    zero = answers.zeros((1,) * len(shape), x)
+    return np.broadcast_to(zero, shape), np.broadcast_to(zero + 1, shape)  # one number each, however many channels
 
 
 def _mean_and_rstd(problem: Problem, mean: Array, var: Array) -> tuple[Array, Array]:
