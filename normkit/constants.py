@@ -5,10 +5,12 @@ They are only ever read. Large ones are not kept, so no more than some MiB are h
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray  # 1 ms at run time
 
 LARGEST = 1 << 22  # bytes of one that is kept
 
