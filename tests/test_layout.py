@@ -17,9 +17,8 @@ CORE = Path(normkit.__file__).resolve().parent
 # command is: nobody in the core may import it.
 LEVELS = [
     {"errors", "problem", "forks", "interrupts", "clone", "control_groups", "arrays", "cures"},
-    {"arguments", "overlap", "memory_limits", "answers"},
+    {"arguments", "overlap", "memory_limits", "answers", "constants", "plans"},
     {"validation", "threads", "pool", "masks", "checkpoints"},
-    {"plans"},
     {"registry"},
     {"policy"},
     {"dispatch"},
@@ -30,7 +29,7 @@ LEVELS = [
     {"__init__"},
 ]
 LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
-FOR_BACKENDS = {"problem", "masks", "errors", "threads", "pool", "forks", "interrupts", "hardware"}
+FOR_BACKENDS = {"problem", "masks", "errors", "threads", "pool", "constants", "forks", "interrupts", "hardware"}
 
 
 def files(package):
