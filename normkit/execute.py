@@ -6,7 +6,6 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -141,7 +140,7 @@ def _with_statistics(engine: Backend, like: Call, wants_stats: bool, again: Plan
     problem, room, running = like.problem, engine.empty_stats, like.running
     kinds = [] if running is None else [kind(a) for a in (running.mean, running.var)]
     given, momentum, shape = problem.statistics == "given", 0.0 if running is None else running.momentum, problem.stats_shape
-    updates = running is not None and not given
+    updates, affine = running is not None and not given, problem.affine_shape
 
     def plan(
         x: Array, weight: Array, bias: Array, out: Array, mask: Array = None,
@@ -154,7 +153,7 @@ def _with_statistics(engine: Backend, like: Call, wants_stats: bool, again: Plan
         if not given:
             mean, var = room(shape), room(shape)
         elif kinds:
-            mean, var = _as_stats(running_mean, problem), _as_stats(running_var, problem)
+            mean, var = _as_stats(running_mean, affine), _as_stats(running_var, affine)
         else:
             mean, var = _unit(problem, x)
         y = again(x, weight, bias, out, mask, mean, var)
@@ -297,11 +296,12 @@ def _give_statistics(problem: Problem, operands: Operands, running: Running | No
     """Hand over the running statistics where those are the ones to be used."""
     if problem.statistics == "given" and operands.mean is None:
         assert running is not None
-        operands.mean, operands.var = (_as_stats(s, problem) for s in (running.mean, running.var))
+        shape = problem.affine_shape
+        operands.mean, operands.var = _as_stats(running.mean, shape), _as_stats(running.var, shape)
 
 
-def _as_stats(statistic: Array, problem: Problem) -> Array:
-    return statistic.astype(np.float64).reshape(problem.affine_shape)
+def _as_stats(statistic: Array, shape: tuple[int, ...]) -> Array:
+    return statistic.astype(np.float64).reshape(shape)
 
 
 def _unit(problem: Problem, x: Array) -> tuple[Array, Array]:
@@ -322,7 +322,7 @@ def _mean_and_rstd(problem: Problem, mean: Array, var: Array) -> tuple[Array, Ar
 
 def _update(running: Running, mean: Array, var: Array, mask: Array | None, problem: Problem) -> None:
     """As torch: the mean over N of the instances' means and unbiased variances. One element or none says nothing."""
-    channels, count, telling = running.mean.size, problem.count, prod(problem.stats_shape) // max(running.mean.size, 1)
+    channels, count, telling = running.mean.size, problem.count, mean.size // max(running.mean.size, 1)
     if channels == 0 or (mask is None and (count < 2 or telling == 0)):
         return
     with np.errstate(all="ignore"):
@@ -333,7 +333,7 @@ def _update(running: Running, mean: Array, var: Array, mask: Array | None, probl
         unbiased, stored = var * (count / (count - 1)), []
         for name, old, statistic in (("running_mean", running.mean, mean), ("running_var", running.var, unbiased)):
             each = statistic.reshape(-1, channels)  # of an instance a row, whichever axis has the channels
-            new = (each[0] if len(each) == 1 else each.sum(axis=0)) / telling
+            new = each[0] if len(each) == 1 else each.sum(axis=0) / telling
             new = (1 - running.momentum) * old + running.momentum * new
             if mask is not None:
                 new = np.where(telling > 0, new, old)
