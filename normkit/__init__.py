@@ -17,6 +17,7 @@ from normkit.errors import (
     NormkitError,
     PolicyError,
     RunningStatsWarning,
+    ThreadsWarning,
     UnknownBackendError,
     UnsupportedError,
 )
@@ -52,6 +53,7 @@ __all__ = [
     "PolicyError",
     "Problem",
     "RunningStatsWarning",
+    "ThreadsWarning",
     "UnknownBackendError",
     "UnsupportedError",
     "backends",

@@ -47,3 +47,7 @@ class CacheWarning(UserWarning):
 
 class RunningStatsWarning(RuntimeWarning):
     """A running statistic has outgrown the dtype of its array and become infinite."""
+
+
+class ThreadsWarning(UserWarning):
+    """Large calls run on one thread where more are granted, as nothing here can launch them."""

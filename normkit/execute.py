@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +12,7 @@ import numpy as np
 from normkit import answers
 from normkit import policy as policies
 from normkit.arguments import asked, flag
+from normkit.callers import level_of_the_user
 from normkit.dispatch import choose, loud, news, refusal, stepping_down
 from normkit.errors import DegenerateShapeError, FallbackWarning, PolicyError, RunningStatsWarning
 from normkit.explain import degenerate_text, masked_text
@@ -86,16 +86,8 @@ def _engine(problem: Problem, policy: FallbackPolicy, name: str | None) -> Backe
     if choice.backend is None or (loud(choice) and policy.on_fallback == "raise"):
         raise refusal(problem, policy, choice, name)
     if policy.on_fallback == "warn" and (told := news(choice)):
-        warnings.warn(stepping_down(problem, policy, choice, told), FallbackWarning, stacklevel=_depth())
+        warnings.warn(stepping_down(problem, policy, choice, told), FallbackWarning, stacklevel=level_of_the_user())
     return choice.backend
-
-
-def _depth() -> int:
-    """The stacklevel at which a warning of the calling function points at the line outside of normkit that led to it."""
-    depth, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "normkit":
-        depth, frame = depth + 1, frame.f_back
-    return depth
 
 
 def _silent(problem: Problem, policy: FallbackPolicy, name: str | None) -> bool:
@@ -353,5 +345,5 @@ def _tell_of_overflow(name: str, stored: Array, exact: Array, problem: Problem) 
             f"nothing so large; normalized with it, they would be lost. Keep it in a wider dtype: "
             f"{name} = {name}.astype(np.float{32 if stored.dtype.itemsize < 4 else 64}) before such a call",
             RunningStatsWarning,
-            stacklevel=_depth(),
+            stacklevel=level_of_the_user(),
         )

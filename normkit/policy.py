@@ -14,6 +14,8 @@ from normkit.errors import PolicyError
 from normkit.plans import MOST, UNKNOWN
 from normkit.problem import Problem
 from normkit.registry import known
+from normkit.threads import block
+from normkit.threads import checked as checked_threads
 
 Name = Literal["raise", "bias", "identity", "layer_norm", "running"]
 Answer = Name | Callable[[Problem], Any]
@@ -182,8 +184,10 @@ _ambient: ContextVar[Ambient] = ContextVar("normkit.ambient", default=DEFAULT)
 ambient = _ambient.get
 
 
-def using(*, backend: str | None = None, policy: FallbackPolicy | None = None) -> AbstractContextManager[None]:
-    """Set the backend or the policy of every call inside a ``with`` block, in this thread or asyncio task only.
+def using(
+    *, backend: str | None = None, policy: FallbackPolicy | None = None, threads: int | None = None
+) -> AbstractContextManager[None]:
+    """Set backend, policy or number of threads of every call inside a ``with`` block, in this thread or asyncio task only.
 
     What is left as None stays as it was outside; an argument of a call wins over both.
 
@@ -193,6 +197,8 @@ def using(*, backend: str | None = None, policy: FallbackPolicy | None = None) -
         As the argument `backend` of every op: an order, which runs there or raises.
     policy : FallbackPolicy, optional
         As the argument `policy` of every op.
+    threads : int, optional
+        As `set_num_threads`, which it wins over: how many threads a call may use. The results do not depend on it.
 
     Raises
     ------
@@ -211,16 +217,18 @@ def using(*, backend: str | None = None, policy: FallbackPolicy | None = None) -
         changes["policy"] = checked(policy)
     if backend is not None:
         changes["backend"] = known(backend)
-    return _block(changes)
+    return _block(changes, None if threads is None else checked_threads("using", "threads", threads, "what is set outside"))
 
 
 @contextmanager
-def _block(changes: dict[str, Any]) -> Iterator[None]:
-    token = _ambient.set(replace(_ambient.get(), **changes))
+def _block(changes: dict[str, Any], threads: int | None) -> Iterator[None]:
+    ambient = replace(_ambient.get(), **changes) if changes else _ambient.get()  # threads are no part of a plan's key
+    token, token_of_threads = _ambient.set(ambient), block.set(block.get() if threads is None else threads)
     try:
         yield
     finally:
         _ambient.reset(token)
+        block.reset(token_of_threads)
 
 
 @guarded("policy")

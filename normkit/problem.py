@@ -169,7 +169,7 @@ class Backend(Protocol):
     # `replay` returns None if there is no plan for such a run. Small calls gain by it. Only for NumPy arrays it is asked about
     # runs with statistics; and those that it has no plan for are then repeated without the validation. And
     # `describe_layout(problem)`: how it takes x where that is not in C order, what it copies, and why, for `explain`; None
-    # if there is nothing to say.
+    # if there is nothing to say. And `threads()`: how many threads a large call uses, for `get_num_threads`; without it, one.
 
     def empty_like(self, x: Array) -> Array:
         """An uninitialized output: shape, dtype and memory order of x."""

@@ -1,23 +1,31 @@
-"""How many threads a call may use: one process-wide setting, or what the machine grants this process."""
+"""How many threads a call may use: a setting of the process or of a `using` block, or what the machine grants this process."""
 
 from __future__ import annotations
 
 import os
-from functools import lru_cache
+import sys
+from contextvars import ContextVar
+from time import monotonic
 
 from normkit.arguments import guarded, integer, shown
 from normkit.control_groups import folders, words
 from normkit.errors import InputTypeError, InputValueError
 
+RENEWED = 1.0  # seconds after which calls look again at what is granted
+
 _setting: int | None = None
+block: ContextVar[int | None] = ContextVar("normkit.threads", default=None)  # what `using` has set
 _born = os.getpid()
 
 
 def get_num_threads() -> int:
-    """Threads that a call may use: the setting, or else what this process is granted.
+    """Threads that a large call uses here.
 
-    Granted are the cores of its CPU affinity, no more than its cgroup's CPU quota, than NUMBA_NUM_THREADS, and than
-    OMP_NUM_THREADS.
+    As many as `using` or `set_num_threads` has set, or else as this process is granted: the cores of its CPU affinity, no more
+    than its cgroup's CPU quota, than NUMBA_NUM_THREADS, and than OMP_NUM_THREADS; 1 in a worker of torch's DataLoader. But no
+    more than the backend that would take the call can use: NumPy's uses 1, and so does Numba's in a forked child, and where
+    Numba has no threading layer that bears several threads. A call may use fewer: a small one does, and so does one beside
+    other calls, or when other processes have just had the cores.
 
     Examples
     --------
@@ -25,14 +33,30 @@ def get_num_threads() -> int:
     >>> nk.get_num_threads() >= 1
     True
     """
-    return granted() if _setting is None else _setting
+    from normkit import policy, registry
+
+    _look()
+    ambient = policy.ambient()
+    for name in ambient.policy.order if ambient.backend is None else (ambient.backend,):
+        backend = registry.find(name)
+        if not isinstance(backend, registry.Missing) and backend.family == "numpy":
+            return int(getattr(backend, "threads", lambda: 1)())
+    return 1
+
+
+def wished() -> int:
+    """Threads that a call may use, if the backend can: the setting, or else what this process is granted."""
+    setting = block.get()
+    if setting is None:
+        setting = _setting
+    return granted() if setting is None else min(setting, granted())
 
 
 @guarded("set_num_threads")
 def set_num_threads(n: int | None) -> None:
     """Set how many threads a call may use, in this process. None: as many as the machine grants.
 
-    The results do not depend on it. More than granted is taken as granted.
+    The results do not depend on it. More than granted is taken as granted. `nk.using(threads=n)` sets it for a block.
 
     Parameters
     ----------
@@ -48,15 +72,18 @@ def set_num_threads(n: int | None) -> None:
     >>> nk.set_num_threads(None)
     """
     global _setting
-    expected = "an int, or None for as many as the machine grants"
+    _setting = None if n is None else checked("set_num_threads", "n", n, "as many as the machine grants")
+
+
+def checked(function: str, argument: str, n: object, none: str) -> int:
+    """`n`, if it is a number of threads; `none` says what None would mean as that argument."""
+    expected = f"an int, or None for {none}"
     if isinstance(n, bool):
-        raise InputTypeError(f"set_num_threads: n is {n}, expected {expected}")
-    number = None if n is None else integer("set_num_threads", "n is", n, expected)
-    if number is not None and number < 1:
-        raise InputValueError(
-            f"set_num_threads: n is {shown(number)}, expected 1 or more, or None for as many as the machine grants"
-        )
-    _setting = None if number is None else min(number, granted())
+        raise InputTypeError(f"{function}: {argument} is {n}, expected {expected}")
+    number = integer(function, f"{argument} is", n, expected)
+    if number < 1:
+        raise InputValueError(f"{function}: {argument} is {shown(number)}, expected 1 or more, or None for {none}")
+    return number
 
 
 def forked() -> bool:
@@ -64,12 +91,29 @@ def forked() -> bool:
     return os.getpid() != _born
 
 
-@lru_cache(maxsize=1)
 def granted() -> int:
-    """Cores that this process may keep busy."""
+    """Cores that this process may keep busy, as of a second ago at most: an affinity or a quota may change."""
+    if monotonic() - _looked > RENEWED:
+        _look()
+    return _granted
+
+
+_looked, _granted = float("-inf"), 1
+
+
+def _look() -> None:
+    """Find out what is granted now."""
+    global _looked, _granted
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    limits = [cores, _cgroup_quota(), _variable("OMP_NUM_THREADS"), _variable("NUMBA_NUM_THREADS")]
-    return max(1, min(n for n in limits if n is not None))
+    limits = [cores, _cgroup_quota(), _variable("OMP_NUM_THREADS"), _variable("NUMBA_NUM_THREADS"), _torch_worker()]
+    _granted = max(1, min(n for n in limits if n is not None))
+    _looked = monotonic()
+
+
+def _torch_worker() -> int | None:
+    """1 in a worker of torch's DataLoader, as torch itself has it there: there are as many workers as are to be busy."""
+    data = sys.modules.get("torch.utils.data")
+    return 1 if data is not None and data.get_worker_info() is not None else None
 
 
 def _variable(name: str) -> int | None:

@@ -53,6 +53,7 @@ def work(seed):
         for turn in range(TURNS):
             check_all(dtype, seed + turn)
             assert numba.get_num_threads() == own
+warnings.simplefilter("ignore", nk.ThreadsWarning)  # of workqueue
 together([lambda seed=seed: work(seed) for seed in range(16)])
 check_all()
 assert workers() <= threads.TEAMS * (nk.get_num_threads() - 1), workers()
@@ -102,6 +103,7 @@ def test_without_libgomp_it_is_serial_and_says_so(script):
     code = """
 sys.modules["numba.np.ufunc.omppool"] = None  # importing it fails, as without libgomp
 sys.modules["numba.np.ufunc.tbbpool"] = None
+warnings.simplefilter("ignore", nk.ThreadsWarning)
 together([check_all] * 4)
 print(nk.get_backend("numba").describe()["threading layer"])
 """
@@ -114,6 +116,7 @@ def test_a_libgomp_that_does_not_load(script, tmp_path):
     for name in ("libgomp.so.1", "libgomp.so.1.0.0"):
         (tmp_path / name).write_bytes(b"")
     code = """
+warnings.simplefilter("ignore", nk.ThreadsWarning)
 together([check_all] * 4)
 print(nk.get_backend("numba").describe()["threading layer"])
 """
@@ -122,7 +125,8 @@ print(nk.get_backend("numba").describe()["threading layer"])
 
 
 def test_an_unknown_layer_is_serial(script):
-    assert script(CHECK + "check_all(); print('done')", NUMBA_THREADING_LAYER="nonsense") == "done"
+    code = "warnings.simplefilter('ignore', nk.ThreadsWarning); check_all(); print('done')"
+    assert script(CHECK + code, NUMBA_THREADING_LAYER="nonsense") == "done"
 
 
 @pytest.mark.skipif(sysconfig.get_config_var("Py_GIL_DISABLED") == 1, reason="counts under the GIL")
@@ -206,6 +210,23 @@ from normkit.backends.numba_backend import threads
 print(nk.get_num_threads(), threads.available(), workers())
 """
     assert script("import os; os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1])" + THREADS + code) == "1 1 0"
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity")
+def test_an_affinity_that_changes_is_noticed(script):
+    code = """
+check_all()
+from normkit import threads as setting
+from normkit.backends.numba_backend import threads
+cores = sorted(os.sched_getaffinity(0))
+os.sched_setaffinity(0, cores[:1])
+setting.RENEWED = 0
+print(threads.available())
+check_all()
+os.sched_setaffinity(0, cores)
+print(nk.get_num_threads() == min(len(cores), threads.available()))
+"""
+    assert script(THREADS + code).split() == ["1", "True"]
 
 
 @pytest.mark.hostile

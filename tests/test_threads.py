@@ -2,6 +2,9 @@
 
 import os
 import re
+import sys
+from threading import Thread
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ import pytest
 import normkit as nk
 from normkit import control_groups
 from normkit import threads as module
+from normkit.policy import ambient
 
 
 @pytest.fixture
@@ -23,12 +27,12 @@ def granted(monkeypatch):
         monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)), raising=False)
 
         monkeypatch.setattr(control_groups, "text", lambda path: (files or {}).get(str(path), ""))
-        module.granted.cache_clear()
+        module._look()
         return module.granted()
 
     yield granted
     monkeypatch.undo()
-    module.granted.cache_clear()
+    module._look()
 
 
 V2, V2_A, GROUP = "/sys/fs/cgroup/cpu.max", "/sys/fs/cgroup/a/cpu.max", "/proc/self/cgroup"
@@ -98,18 +102,94 @@ def test_where_there_is_no_affinity(granted, monkeypatch):
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     for cores, expected in ((6, 6), (None, 1)):
         monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
-        module.granted.cache_clear()
+        module._look()
         assert module.granted() == expected
 
 
+def test_what_is_granted_may_change(granted, monkeypatch):
+    assert granted(cores=4) == 4
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
+    later = module.monotonic() + 2 * module.RENEWED
+    monkeypatch.setattr(module, "monotonic", lambda: later)
+    assert module.granted() == 1
+
+
+def test_it_is_not_looked_up_for_each_call(granted, monkeypatch):
+    assert granted(cores=4) == 4
+    monkeypatch.setattr(module, "_look", lambda: pytest.fail("looked again"))
+    assert [module.granted() for _ in range(3)] == [4, 4, 4]
+
+
+def test_one_in_a_worker_of_torch(granted, monkeypatch):
+    worker = SimpleNamespace(get_worker_info=lambda: None)
+    monkeypatch.setitem(sys.modules, "torch.utils.data", worker)
+    assert granted() == 8
+    worker.get_worker_info = lambda: SimpleNamespace(id=0)
+    assert granted() == 1
+
+
 def test_get_and_set(threads):
-    assert nk.get_num_threads() == module.granted()
+    usable = nk.get_num_threads()
+    assert 1 <= usable <= module.granted()
     threads(1)
     assert nk.get_num_threads() == 1
     threads(10_000)
-    assert nk.get_num_threads() == module.granted()  # more than granted is taken as granted
+    assert nk.get_num_threads() == usable  # more than granted is taken as granted
     threads(None)
-    assert nk.get_num_threads() == module.granted()
+    assert nk.get_num_threads() == usable
+
+
+def test_a_backend_that_uses_one_is_believed(monkeypatch):
+    with nk.using(backend="numpy"):
+        assert nk.get_num_threads() == 1
+    with nk.using(policy=nk.FallbackPolicy(order=("numpy", "numba"))):
+        assert nk.get_num_threads() == 1
+    monkeypatch.setattr(nk.get_backend("numba"), "threads", lambda: 7)
+    assert nk.get_num_threads() == 7
+
+
+@pytest.fixture
+def eight(monkeypatch):
+    """A machine that grants eight cores."""
+    monkeypatch.setattr(module, "_granted", 8)
+    monkeypatch.setattr(module, "_looked", float("inf"))
+
+
+def test_using_sets_it_for_a_block(threads, eight):
+    threads(6)
+    with nk.using(threads=3):
+        assert module.wished() == 3
+        with nk.using(threads=np.int64(1), policy=nk.FallbackPolicy.onnx()):
+            assert module.wished() == 1
+            with nk.using(policy=nk.FallbackPolicy.onnx()):
+                assert module.wished() == 1
+        assert module.wished() == 3
+        with nk.using(threads=10_000):
+            assert module.wished() == 8
+    assert module.wished() == 6
+
+
+def test_using_is_of_one_thread_or_task(eight):
+    seen = []
+    with nk.using(threads=2):
+        thread = Thread(target=lambda: seen.append(module.wished()))
+        thread.start()
+        thread.join(10)
+        seen.append(module.wished())
+    assert seen == [8, 2]
+
+
+def test_using_threads_alone_keeps_the_plans():
+    outside = ambient()
+    with nk.using(threads=1):
+        assert ambient() is outside
+
+
+@pytest.mark.parametrize(("n", "kind"), [(0, nk.InputValueError), (2.0, nk.InputTypeError), (True, nk.InputTypeError)])
+def test_using_nonsense(n, kind):
+    with pytest.raises(kind, match=rf"using: threads is {re.escape(repr(n))}, expected"), nk.using(threads=n):
+        pass
+    assert module.block.get() is None
 
 
 @pytest.mark.parametrize(
@@ -133,8 +213,6 @@ def test_nonsense(threads, n, kind):
 
 
 def test_the_setting_is_that_of_the_process(threads):
-    from threading import Thread
-
     seen = []
     threads(1)
     thread = Thread(target=lambda: seen.append(nk.get_num_threads()))

@@ -66,6 +66,10 @@ class NumbaBackend:
             "outputs kept": f"{pool.held() / 2**20:.0f} MiB of at most {pool.get_cache_limit() / 2**20:.0f} MiB for reuse",
         }
 
+    def threads(self) -> int:
+        """How many threads a large call uses."""
+        return threads.available()
+
     def warmup(self, dtypes: Iterable[str]) -> Iterator[str]:
         """Load or compile the kernels of contiguous rows, which most calls run on; yields what is ready."""
         for dtype in dtypes:

@@ -41,7 +41,7 @@ from .kernels import BLOCK, inline, place
 from .lane_kernels import SHORT
 from .masks import is_none
 from .memory import element, fence, put
-from .shares import next_piece, use_threads
+from .shares import leave, next_piece, note_time, note_wait, ticks, use_threads
 from .simd import WIDTH, one_by_one
 
 
@@ -109,7 +109,7 @@ def columns_parallel(
     places: Any, yes: Any, chunks: int, taken: Any,
 ) -> None:  # fmt: skip
     """A share of the tiles on each thread."""
-    setting = use_threads(chunks)
+    setting, began = use_threads(chunks), ticks()
     tiles = shape[OUTER] * shape[ACROSS]
     for i in prange(chunks):
         c = np.intp(i)
@@ -118,6 +118,9 @@ def columns_parallel(
             columns(x, out, mask, weight, bias, mean, var, shape, eps, work, factors, places, yes, c, start, stop)
             start, stop = next_piece(tiles, taken, 0, c, chunks)
         fence()
+        leave(taken, 0, c, chunks)
+    note_wait(taken, 0, chunks)
+    note_time(taken, began)
     use_threads(setting)
 
 
@@ -182,7 +185,7 @@ def columns_split(
 
     `scratch` is (blocks of those tiles + tiles, 5 * PITCH): the moments of each block, and of the columns of each tile.
     """
-    setting = use_threads(chunks)
+    setting, began = use_threads(chunks), ticks()
     field, all_tiles = shape[FIELD], shape[OUTER] * shape[ACROSS]
     blocks = (shape[LENGTH] + BLOCK - 1) // BLOCK
     tiles = len(scratch) // (blocks + 1)
@@ -209,6 +212,9 @@ def columns_split(
                     note_block(x, mask, shape, b, first + t, row, scratch, work, w, places, c, yes)
                 start, stop = next_piece(now * blocks, taken, sweep + 1, c, chunks)
             fence()
+            leave(taken, sweep, c, chunks)
+        note_wait(taken, sweep, chunks)
+    note_time(taken, began)
     use_threads(setting)
 
 

@@ -80,9 +80,8 @@ def _launch(
     across, field = int(shape[cm.ACROSS]), int(shape[cm.FIELD])
     tiles = plan.outer * across
     blocks = -(-plan.length // BLOCK)
-    with threads.sharing as chunks:
-        if 2 * nbytes < limits.PARALLEL_BYTES:
-            chunks = 1
+    with threads.sharing as granted:
+        chunks = threads.worthwhile(granted, 2 * nbytes)
         work = _aligned_empty(chunks * cm.FIELDS * field, np.float64)
         factors = _aligned_empty(chunks * 4 * field, weight.dtype)
         places = np.empty((chunks, 2, cm.MAX_SPAN), np.intp)

@@ -20,7 +20,7 @@ from numba.core.compiler_lock import global_compiler_lock
 from normkit import forks
 from normkit.interrupts import undisturbed
 
-from . import cache, column_kernels, guard_kernels, row_kernels, tile_kernels
+from . import cache, column_kernels, guard_kernels, row_kernels, threads, tile_kernels
 from .objects import OBJECT, Memory, by_address
 
 MAX_NDIM = 6
@@ -56,6 +56,8 @@ def _compile(name: str, dtype: np.dtype[Any]) -> Kernel:
     dispatcher = next(getattr(module, name) for module in _MODULES if hasattr(module, name))
     if config.DISABLE_JIT:
         return cast(Kernel, np.errstate(all="ignore")(dispatcher))  # as compiled code has it
+    if name.endswith(("_parallel", "_split")):
+        threads.layer()  # loads it as we want it, before Numba does
     signature = _signature(dispatcher.py_func, dtype, masked=name.startswith("masked"))
     with global_compiler_lock:
         entry = cache.load(name, signature)

@@ -19,12 +19,14 @@ def launcher(problem: Problem, rows: int, masked: bool) -> Callable[..., None]:
     """What runs a kernel on (x, out, mask, weight, bias, mean, var, shape, eps) of so many rows: on one thread, or on all."""
     dtype, name = problem.dtype, "masked_rows" if masked else "rows"
     serial, parallel, split = f"{name}_serial", f"{name}_parallel", f"{name}_split"
-    if 2 * rows * problem.count * dtype.itemsize < limits.PARALLEL_BYTES:
+    nbytes = 2 * rows * problem.count * dtype.itemsize
+    if nbytes < limits.PARALLEL_BYTES:
         return kernel(serial, dtype)
     splits = limits.splitting(problem)
 
     def run(*args: Any) -> None:
-        with threads.sharing as chunks:
+        with threads.sharing as granted:
+            chunks = threads.worthwhile(granted, nbytes)
             if chunks == 1:
                 kernel(serial, dtype)(*args)
             elif not splits(rows, chunks):

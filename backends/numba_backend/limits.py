@@ -22,6 +22,7 @@ def cache_bytes(level: int, otherwise: int) -> int:
 _SIZES = cache_sizes()
 
 PARALLEL_BYTES = 1 << 21  # in and out together; two threads win from half of it on, but sleeping ones take 250 us to wake
+WAKING_BYTES = 1 << 24  # from which size on a call wakes threads that sleep: it takes several times as long as to wake them
 FETCH_BYTES = 1 << 21  # inputs of at least this many bytes are fetched ahead: in L2, where smaller ones may be, that costs 4%
 AHEAD_BYTES = 1 << 13  # so far ahead at least: less comes too late, much more is in the way
 NEXT_BYTES = cache_bytes(2, 1 << 20) // 4  # of the next columns that are fetched while the ones before them are normalized

@@ -31,7 +31,7 @@ from .kernels import (
 from .masks import is_none
 from .memory import element, fence, load, load_first, put, stack, store, store_first
 from .moments import NOTHING, absorb, block_moments, finished, merged, note
-from .shares import next_piece, use_threads
+from .shares import leave, next_piece, note_time, note_wait, ticks, use_threads
 from .simd import WIDTH, one_by_one, splat
 
 
@@ -140,12 +140,15 @@ def rows_parallel(
     x: Any, out: Any, mask: Any, weight: Any, bias: Any, mean: Any, var: Any, shape: Any, eps: float, chunks: int, taken: Any
 ) -> None:  # fmt: skip
     """A share of the rows on each thread."""
-    setting = use_threads(chunks)
+    setting, began = use_threads(chunks), ticks()
     for i in prange(chunks):
         c = np.intp(i)  # prange counts in unsigned integers
         first, last = next_rows(shape, taken, c, chunks)
         rows(x, out, mask, weight, bias, mean, var, shape, eps, first, last, taken, c, chunks)
         fence()
+        leave(taken, 0, c, chunks)
+    note_wait(taken, 0, chunks)
+    note_time(taken, began)
     use_threads(setting)
 
 
@@ -155,7 +158,7 @@ def rows_split(
     taken: Any,
 ) -> None:  # fmt: skip
     """Long rows: a share of a row's blocks on each thread, as `each_row` takes them. `scratch` is (blocks, 5)."""
-    setting = use_threads(chunks)
+    setting, began = use_threads(chunks), ticks()
     n, ahead, step = shape[RUNS] * shape[INNER], shape[AHEAD], shape[M_STEP]
     blocks = (n + BLOCK - 1) // BLOCK
     known = 0.0, 0.0, 0.0
@@ -180,9 +183,12 @@ def rows_split(
                         note(scratch, b, block_moments(x, xi + k, mask, mi + k * step, step, min(BLOCK, n - k), ahead, again))
                 start, stop = next_piece(blocks, taken, r, c, chunks)
             fence()
+            leave(taken, r, c, chunks)
+        note_wait(taken, r, chunks)
         if r < shape[ROWS]:
             known = merged(scratch, blocks)
             tell(mean, var, shape, r, known)
+    note_time(taken, began)
     use_threads(setting)
 
 
