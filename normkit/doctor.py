@@ -12,12 +12,14 @@ from collections.abc import Iterator
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from time import perf_counter
 from typing import NamedTuple
 
 import numpy as np
 
 import normkit
 from normkit import registry, threads
+from normkit.bench.machine import done_between, load_average, work_of_others
 from normkit.errors import InstallationError
 from normkit.hardware import cpu_model, cpuinfo, load_average
 from normkit.memory_limits import scopes
@@ -46,13 +48,16 @@ class Section(NamedTuple):
 
 def examine() -> list[Section]:
     """Everything the doctor looks at. Loads every backend, and runs a row through each that can be used."""
+    versions, before, start = _versions(), work_of_others({os.getpid()}), perf_counter()
     try:
         table = registry.backends()
     except InstallationError as error:
         told = [Section("backends", [("", f"BROKEN: {error}")])]
     else:
         told = [Section("backends", _backends(table)), *_described(table)]
-    return [Section("versions", _versions()), Section("processor", _processor()), *told, Section("environment", _environment())]
+    busy = done_between(before, work_of_others({os.getpid()})) / (perf_counter() - start)
+    processor = Section("processor", [*_processor(), ("busy", _busy(busy))])
+    return [Section("versions", versions), processor, *told, Section("environment", _environment())]
 
 
 def show(sections: list[Section]) -> None:
@@ -123,10 +128,19 @@ def _processor() -> list[tuple[str, str]]:
         ("model", f"{cpu_model() or 'unknown'} ({platform.machine()})"),
         ("features", found + (f"; not {', '.join(absent)}" if features and absent else "")),
         ("cores", f"{granted} granted of {os.cpu_count()} present{why}"),
-        ("threads", f"{normkit.get_num_threads()} a call"),
+        ("threads", f"{normkit.get_num_threads()} a large call"),
         ("memory", _memory()),
         ("load", _load()),
     ]
+
+
+def _busy(others: float) -> str:
+    """Whether what is timed now says much: who else had the cores while the doctor looked."""
+    load, cores = load_average(), os.cpu_count() or 1
+    if others < 0.2 and load <= cores:
+        return "other processes are not: a good time to measure"
+    told = f"other processes kept {others:.1f} cores busy" if others >= 0.2 else f"the load is {load:.1f} on {cores} cores"
+    return f"but {told}: what is timed now says little"
 
 
 def cpu_features() -> set[str]:

@@ -416,3 +416,29 @@ def test_the_distance_of_two_cores_is_that_of_a_cache_line():
         assert core_distance() is None
     finally:
         os.sched_setaffinity(0, allowed)
+
+
+def test_beside_a_busy_process(tmp_path, monkeypatch, capsys):
+    from normkit.bench import busy
+
+    monkeypatch.setattr(busy, "SECONDS", 0.01)
+    monkeypatch.setattr(busy, "PRODUCTS", busy.PRODUCTS[:1])
+    monkeypatch.setattr(busy, "PRODUCT", "layer_norm/4x8")
+    monkeypatch.setattr(busy, "CASES", ("layer_norm/3x8",))
+    file = tmp_path / "times.json"
+    assert cli.main(arguments("--busy", "--only", "normkit, one,NumPy", "--rounds", 2, "--json", file)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert sum(line.startswith("  NumPy") for line in lines) == 3  # one after the other, every 5 ms, on products
+    assert sum(line.split()[3:5] == ["1.00x", "1.00x"] for line in lines if "one thread  " in line) == 3
+    for contenders in json.loads(file.read_text()).values():
+        for states in contenders.values():
+            for times in states.values():
+                assert [len(seconds) for seconds in times.values()] == [2, 2, 2]
+                assert all(second > 0 for seconds in times.values() for second in seconds)
+
+
+def test_the_busy_process_ends_with_ours():
+    code = "from normkit.bench.busy import *; another(True).__enter__(); import os; os._exit(0)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as ours:
+        assert ours.stdout.read() == b""  # until the last who has this pipe is gone

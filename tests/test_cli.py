@@ -360,3 +360,14 @@ def test_warmup_names_what_it_has_made_ready(capsys):
 
 def test_warmup_of_no_float(capsys):
     assert "int8: expected dtypes among float16, bfloat16, float32, float64" in refused(["warmup", "int8"], capsys)
+
+
+@pytest.mark.parametrize(("load", "others"), [(0.0, 0.0), (1000.0, 0.0), (0.0, 1.5)])
+def test_the_doctor_says_whether_the_machine_is_busy(load, others, monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "load_average", lambda: load)
+    monkeypatch.setattr(doctor, "done_between", lambda before, after: others * 1e6)
+    assert main(["doctor"]) == 0
+    said = next(line for line in capsys.readouterr().out.splitlines() if line.split()[:1] == ["busy"])
+    assert ("but other processes kept" in said) == (others > 0)
+    assert ("but the load is 1000.0" in said) == (load > 0)
+    assert ("a good time to measure" in said) == (load == others == 0)

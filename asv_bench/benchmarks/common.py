@@ -30,6 +30,7 @@ cases = _bench_of_checkout("cases")
 contenders = _bench_of_checkout("contenders")
 floors = _bench_of_checkout("floors")
 oracle = _bench_of_checkout("oracle")
+sampling = _bench_of_checkout("sampling")
 
 
 def prepare(spec: str, backend: str | None = None, alike: int | None = None, **extra: Any) -> tuple[Any, Callable[[], Any]]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from normkit.bench import gpu
 from normkit.bench.cases import GROUPS, Case, select
-from normkit.bench.contenders import CONTENDERS
+from normkit.bench.contenders import CONTENDERS, ONE_THREAD
 from normkit.bench.results import Run, Settings
 from normkit.outputs import why_not
 
@@ -51,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--compare", type=Path, metavar="FILE", help="say how far the ratios are from those of an earlier --json"
     )
+    parser.add_argument("--busy", action="store_true", help="what calls take beside a process that keeps a core busy")
     parser.add_argument("--list", action="store_true", help="list the cases and who would be measured")
     gpu.add_arguments(parser)
 
@@ -79,6 +80,11 @@ def main(args: argparse.Namespace) -> int:
         return _list(cases)
     if refused := _unwritable(args):
         return _complain(refused)
+    if args.busy:
+        from normkit.bench import busy
+
+        chosen = list(busy.NAMES) if args.only is None else names
+        return busy.main([case.spec for case in cases] if args.case else None, chosen, args.rounds, args.json)
     if loaded is None:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: processes and shared memory are given back
     run = loaded or measure(cases, names, settings(args))
@@ -89,7 +95,7 @@ def main(args: argparse.Namespace) -> int:
 def choose(only: str | None) -> list[str]:
     """The contenders that were asked for, by how their names begin, or else by a part of them."""
     if only is None:
-        return list(CONTENDERS)
+        return [name for name in CONTENDERS if name != ONE_THREAD]
     chosen: set[str] = set()
     for part in (part.strip() for part in only.split(",")):
         begins = [name for name in CONTENDERS if name.lower().startswith(part.lower())]

@@ -246,6 +246,7 @@ def _channels_first(case: Case) -> tuple[list[int] | None, list[int] | None]:
     return order, [order.index(a) for a in range(n)]
 
 
+ONE_THREAD = "normkit, one thread"
 KEEP = {"MALLOC_MMAP_THRESHOLD_": str(1 << 36), "MALLOC_TRIM_THRESHOLD_": str(1 << 36)}
 CONTENDERS = {
     c.name: c
@@ -255,6 +256,7 @@ CONTENDERS = {
         Contender("np.copy", "floor", _numpy_copy, ("numpy",)),
         Contender("normkit out=", "normkit", _normkit_out, ("normkit", "numba")),
         Contender("normkit", "normkit", _normkit, ("normkit", "numba")),
+        Contender(ONE_THREAD, "normkit", _normkit, ("normkit", "numba"), {"NUMBA_NUM_THREADS": "1"}),
         Contender("torch", "peer", _torch, ("torch",)),
         Contender("torch, memory kept", "peer", _torch, ("torch",), KEEP),
         Contender("ONNX Runtime", "peer", _onnxruntime, ("onnxruntime", "onnx")),

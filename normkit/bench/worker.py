@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -21,6 +22,7 @@ import numpy as np
 
 from normkit.bench.cases import Case, Inputs, base_shape, np_dtype, view_inputs
 from normkit.bench.contenders import CONTENDERS, Call, Contender, UnsupportedCase, in_turns
+from normkit.bench.sampling import sample_call
 
 SHORTEST = 200e-6  # seconds of a timed batch of calls: thousands of times the clock's resolution
 
@@ -39,21 +41,24 @@ class Worker:
             case "versions":
                 return {"versions": self.contender.versions()}
             case "prepare":
-                return self._prepare(Case.parse(command["case"]), Path(command["folder"]))
+                return self._prepare(Case.parse(command["case"]), Path(command["folder"]), command.get("product", ""))
             case "time":
                 assert self.call is not None
                 return {"seconds": time_call(in_turns(self.call.run, self.xs), command["seconds"])}
+            case "sample":
+                assert self.call is not None
+                return sample_call(in_turns(self.call.run, self.xs), command["seconds"], command["pause"])
             case "result":
                 return self._result(Path(command["file"]), np_dtype(command["dtype"]))
             case unknown:
                 raise ValueError(f"unknown command {unknown!r}")
 
-    def _prepare(self, case: Case, folder: Path) -> dict[str, Any]:
+    def _prepare(self, case: Case, folder: Path, product: str) -> dict[str, Any]:
         self.call, self.xs = None, []
         gc.collect()
         try:
             inputs = read_inputs(case, folder)
-            self.call = self.contender.prepare(case, inputs)
+            self.call = after_product(self.contender.prepare(case, inputs), product, inputs.x)
         except UnsupportedCase as refusal:
             return {"unsupported": str(refusal)}
         others = (read_inputs(case, folder) for _ in range(case.alike - 1))
@@ -85,6 +90,26 @@ def time_call(run: Callable[[], Any], seconds: float) -> float:
             run()
         samples.append((perf_counter() - begin) / calls)
     return median(samples)
+
+
+def after_product(call: Call, package: str, x: Any) -> Call:
+    """The call on the product of its x and a matrix, by that package, whose pool of threads lives in this process then.
+
+    Only of contenders that take NumPy's arrays: others bring a pool of their own.
+    """
+    if not package:
+        return call
+    if find_spec(package) is None:
+        raise UnsupportedCase(f"{package} is not installed")
+    if call.own(x) is not x:
+        raise UnsupportedCase("takes no NumPy array")
+    matrix = np.eye(x.shape[-1], dtype=x.dtype)
+    if package == "numpy":
+        return call._replace(run=lambda x: call.run(x @ matrix))
+    import torch
+
+    right = torch.from_numpy(matrix)
+    return call._replace(run=lambda x: call.run((torch.from_numpy(x) @ right).numpy()))
 
 
 def _once(run: Any) -> float:
