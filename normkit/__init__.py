@@ -6,6 +6,7 @@ array([-1.225,  0.   ,  1.225], dtype=float32)
 """
 
 from normkit.clone import find_engines
+from normkit.dispatch import get_num_threads
 from normkit.errors import (
     CacheWarning,
     DegenerateShapeError,
@@ -28,7 +29,7 @@ from normkit.policy import FallbackPolicy, using
 from normkit.pool import empty_cache, get_cache_limit, set_cache_limit
 from normkit.problem import Backend, Operands, Problem
 from normkit.registry import backends, get_backend, register_backend
-from normkit.threads import get_num_threads, set_num_threads
+from normkit.threads import set_num_threads
 
 find_engines(__path__[0])
 

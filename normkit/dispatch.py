@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+from normkit import policy as policies
 from normkit.errors import NoBackendError
 from normkit.policy import FallbackPolicy
 from normkit.problem import Backend, Problem
 from normkit.registry import DEPENDENCIES, Missing, family_names, family_of, find
+from normkit.threads import look
 
 _told: set[str] = set()
 
@@ -104,3 +106,27 @@ def _source(policy: FallbackPolicy, name: str | None) -> str:
     if name is not None:
         return f"  asked for: backend={name!r}, which is an order; backend=None lets the policy choose"
     return f"  policy: order={policy.order!r}, on_fallback={policy.on_fallback!r}"
+
+
+def get_num_threads() -> int:
+    """Threads that a large call uses here.
+
+    As many as `using` or `set_num_threads` has set, or else as this process is granted: the cores of its CPU affinity, no more
+    than its cgroup's CPU quota, than NUMBA_NUM_THREADS, and than OMP_NUM_THREADS; 1 in a worker of torch's DataLoader. But no
+    more than the backend that would take the call can use: NumPy's uses 1, and so does Numba's in a forked child, and where
+    Numba has no threading layer that bears several threads. A call may use fewer: a small one does, and so does one beside
+    other calls, or when other processes have just had the cores.
+
+    Examples
+    --------
+    >>> import normkit as nk
+    >>> nk.get_num_threads() >= 1
+    True
+    """
+    look()
+    ambient = policies.ambient()
+    for name in ambient.policy.order if ambient.backend is None else (ambient.backend,):
+        backend = find(name)
+        if not isinstance(backend, Missing) and backend.family == "numpy":
+            return int(getattr(backend, "threads", lambda: 1)())
+    return 1

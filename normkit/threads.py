@@ -18,32 +18,6 @@ block: ContextVar[int | None] = ContextVar("normkit.threads", default=None)  # w
 _born = os.getpid()
 
 
-def get_num_threads() -> int:
-    """Threads that a large call uses here.
-
-    As many as `using` or `set_num_threads` has set, or else as this process is granted: the cores of its CPU affinity, no more
-    than its cgroup's CPU quota, than NUMBA_NUM_THREADS, and than OMP_NUM_THREADS; 1 in a worker of torch's DataLoader. But no
-    more than the backend that would take the call can use: NumPy's uses 1, and so does Numba's in a forked child, and where
-    Numba has no threading layer that bears several threads. A call may use fewer: a small one does, and so does one beside
-    other calls, or when other processes have just had the cores.
-
-    Examples
-    --------
-    >>> import normkit as nk
-    >>> nk.get_num_threads() >= 1
-    True
-    """
-    from normkit import policy, registry
-
-    _look()
-    ambient = policy.ambient()
-    for name in ambient.policy.order if ambient.backend is None else (ambient.backend,):
-        backend = registry.find(name)
-        if not isinstance(backend, registry.Missing) and backend.family == "numpy":
-            return int(getattr(backend, "threads", lambda: 1)())
-    return 1
-
-
 def wished() -> int:
     """Threads that a call may use, if the backend can: the setting, or else what this process is granted."""
     setting = block.get()
@@ -94,14 +68,14 @@ def forked() -> bool:
 def granted() -> int:
     """Cores that this process may keep busy, as of a second ago at most: an affinity or a quota may change."""
     if monotonic() - _looked > RENEWED:
-        _look()
+        look()
     return _granted
 
 
 _looked, _granted = float("-inf"), 1
 
 
-def _look() -> None:
+def look() -> None:
     """Find out what is granted now."""
     global _looked, _granted
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -16,7 +16,7 @@ CORE = Path(normkit.__file__).resolve().parent
 # From the bottom to the top; a module imports from lines above its own. What is not named here is an end of its own, as a
 # command is: nobody in the core may import it.
 LEVELS = [
-    {"errors", "problem", "forks", "interrupts", "clone", "control_groups", "arrays", "cures"},
+    {"errors", "callers", "problem", "forks", "interrupts", "clone", "control_groups", "arrays", "cures"},
     {"arguments", "overlap", "memory_limits", "answers", "constants", "plans"},
     {"validation", "threads", "pool", "masks", "checkpoints"},
     {"registry"},
@@ -29,7 +29,7 @@ LEVELS = [
     {"__init__"},
 ]
 LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
-FOR_BACKENDS = {"problem", "masks", "errors", "threads", "pool", "constants", "forks", "interrupts", "hardware"}
+FOR_BACKENDS = {"problem", "masks", "errors", "threads", "pool", "constants", "forks", "interrupts", "hardware", "callers"}
 
 
 def files(package):

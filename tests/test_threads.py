@@ -27,12 +27,12 @@ def granted(monkeypatch):
         monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)), raising=False)
 
         monkeypatch.setattr(control_groups, "text", lambda path: (files or {}).get(str(path), ""))
-        module._look()
+        module.look()
         return module.granted()
 
     yield granted
     monkeypatch.undo()
-    module._look()
+    module.look()
 
 
 V2, V2_A, GROUP = "/sys/fs/cgroup/cpu.max", "/sys/fs/cgroup/a/cpu.max", "/proc/self/cgroup"
@@ -102,7 +102,7 @@ def test_where_there_is_no_affinity(granted, monkeypatch):
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     for cores, expected in ((6, 6), (None, 1)):
         monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
-        module._look()
+        module.look()
         assert module.granted() == expected
 
 
@@ -116,7 +116,7 @@ def test_what_is_granted_may_change(granted, monkeypatch):
 
 def test_it_is_not_looked_up_for_each_call(granted, monkeypatch):
     assert granted(cores=4) == 4
-    monkeypatch.setattr(module, "_look", lambda: pytest.fail("looked again"))
+    monkeypatch.setattr(module, "look", lambda: pytest.fail("looked again"))
     assert [module.granted() for _ in range(3)] == [4, 4, 4]
 
 
