@@ -463,3 +463,11 @@ def test_a_barrier_left_out_is_noticed(place, device, monkeypatch):
         except AssertionError:  # threads that wait for ever
             wrong += 1
     assert wrong
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_identity_keeps_the_sign_of_zero(dtype):
+    x = np.tile(np.array([-0.0, 0.0, 1.5, -2.0], np.float32), (20, 1)).astype(dtype)
+    identity = nk.FallbackPolicy(single_element="identity")
+    for weight in (None, np.ones(4, np.float32)):
+        assert call("instance_norm", x[..., None], weight=weight, policy=identity).tobytes() == x.tobytes()

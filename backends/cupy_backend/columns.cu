@@ -298,7 +298,7 @@ template <class T, class W, int V, int K, int STEP> NOINLINE void columns_slowly
       for (int k = 0; k < task.places; ++k) {
         const int64 own = call.by_length ? task.place(k) : task.unfolded(task.x, c);
         const A by = one_of(static_cast<const W*>(call.weight), own, A(1));
-        const A plus = one_of(static_cast<const W*>(call.bias), own, A(0));
+        const A plus = one_of(static_cast<const W*>(call.bias), own, A(-0.0));
         const A value = widen(task.from(k)[c]);
         T& to = task.to(k)[c];
         if (served) {
@@ -326,7 +326,7 @@ INLINE void apply_columns(HeldColumns<T, V, K>& columns, const Slots<A, V>& slot
       for (int k = 0; k < K; ++k) {
         const bool there = first + k < task.places;
         by[k] = one_of(there ? weight : nullptr, task.place(first + k), A(1));
-        plus[k] = one_of(there ? bias : nullptr, task.place(first + k), A(0));
+        plus[k] = one_of(there ? bias : nullptr, task.place(first + k), A(-0.0));
       }
 #pragma unroll
     for (int i = 0; i < V; i += N) {
@@ -339,7 +339,7 @@ INLINE void apply_columns(HeldColumns<T, V, K>& columns, const Slots<A, V>& slot
         if (!Traits<T>::spare) scale[n].low = slots.of(3, task.z, task.x, i + n);
         if (BY_LENGTH) continue;
         by[n] = one_of(weight, task.unfolded(task.x, i + n), A(1));
-        plus[n] = one_of(bias, task.unfolded(task.x, i + n), A(0));
+        plus[n] = one_of(bias, task.unfolded(task.x, i + n), A(-0.0));
       }
 #pragma unroll
       for (int k = 0; k < K; ++k) {

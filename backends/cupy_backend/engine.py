@@ -231,7 +231,7 @@ class Engine:
             if weight is None and bias is not None:
                 weight = self._cupy.ones_like(bias)
             elif bias is None and weight is not None:
-                bias = self._cupy.zeros_like(weight)
+                bias = self._cupy.full_like(weight, -0.0)  # + 0.0 would make 0.0 of -0.0
         return Parameters(weight, bias, C_TYPES[kind])
 
     def _statistics(self, problem: Problem, operands: Operands, sets: int) -> tuple[Array, Array, int]:

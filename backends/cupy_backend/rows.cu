@@ -95,7 +95,7 @@ template <class T, int STEP, bool RAGGED, int CLUSTER> struct Task {
   INLINE double inverse(const RowsCall& call) const { return span.count == call.chunk ? call.inverse : call.inverse_of_last; }
 };
 
-// Weight and bias of a chunk: one of each for each element, or one for the row, where null means 1, or 0.
+// Weight and bias of a chunk: one of each for each element, or one for the row, where null means 1, or -0, which changes nothing.
 template <class W> struct Affine {
   const W *weight, *bias;
 
@@ -132,7 +132,7 @@ template <class W, int V> struct Parameters {
 template <int STEP, bool RAGGED, bool EACH, class A, class T, class W, int V, int K>
 INLINE void apply_row(const Vector<T, V> (&held)[K], T* out, const Affine<W>& affine, const Scale<A, Traits<T>::spare>& scale,
                       const Span<T, V>& span) {
-  const A weight = EACH ? 1 : one_of(affine.weight, 0, A(1)), bias = EACH ? 0 : one_of(affine.bias, 0, A(0));
+  const A weight = EACH ? 1 : one_of(affine.weight, 0, A(1)), bias = EACH ? 0 : one_of(affine.bias, 0, A(-0.0));
   Parameters<W, V> weights, biases, next_weights, next_biases;
   const auto read_ahead = [&](int k) {
     if (!span.touches(k)) return;
@@ -216,7 +216,7 @@ NOINLINE void apply_slowly(const RowsCall& call, double mean, double v) {
   const Affine<W> affine(task, call);
   read_again<T, 16 / sizeof(T), K>(task.span, [&](int e, int, A value) {
     const int own = call.runs > 1 ? e : 0;
-    const A w = one_of(affine.weight, own, A(1)), b = one_of(affine.bias, own, A(0));
+    const A w = one_of(affine.weight, own, A(1)), b = one_of(affine.bias, own, A(-0.0));
     if (served) {
       narrow(fused(scale.template operator()<STEP>(value), w, b), out[e]);
     } else {
