@@ -46,8 +46,8 @@ def load() -> NumpyBackend:
 
 def normalize(problem: Problem, operands: Operands) -> None:
     """y = (x - mean) / sqrt(var + eps) * weight + bias, one rounding to the output dtype."""
-    x = operands.x.astype(np.float64)
     with np.errstate(all="ignore"):  # NaN and Inf in the input are the caller's, and belong in the output
+        x = operands.x.astype(np.float64)
         if problem.statistics == "given":
             mean, var = operands.mean, operands.var
             deviation = x - mean

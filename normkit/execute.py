@@ -293,7 +293,8 @@ def _give_statistics(problem: Problem, operands: Operands, running: Running | No
 
 
 def _as_stats(statistic: Array, shape: tuple[int, ...]) -> Array:
-    return statistic.astype(np.float64).reshape(shape)
+    with np.errstate(all="ignore"):  # a signalling NaN is one NaN more
+        return statistic.astype(np.float64).reshape(shape)
 
 
 def _unit(problem: Problem, x: Array) -> tuple[Array, Array]:

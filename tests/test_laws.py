@@ -1,5 +1,6 @@
 """Laws that hold for any input, found by hypothesis; and the bits, which depend on nothing but the numbers of a set."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
@@ -131,7 +132,11 @@ def test_a_mask_is_a_selection(run, assert_close, dtype, data):
     assert_close(run("layer_norm", x, mask=mask)[mask], run("layer_norm", x[mask]).astype(np.float64))
 
 
-# the bits
+# the bits, of every dtype; test_bits sends them through every kernel
+
+of_every_dtype = pytest.mark.parametrize(
+    "dtype", [np.dtype(t) for t in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64)], ids=str
+)
 
 
 def in_thousand_rows(op, dtype, n):
@@ -139,6 +144,7 @@ def in_thousand_rows(op, dtype, n):
     return x if op == "layer_norm" else x.reshape(100, 10, n)
 
 
+@of_every_dtype
 @pytest.mark.parametrize("n", [1, 2, 3, 8, 17, 64, 300, 1023])
 def test_a_thousand_rows_one_at_a_time_and_all_at_once(norm, op, same_bits, dtype, threads, n):
     x = in_thousand_rows(op, dtype, n)
@@ -157,6 +163,7 @@ def test_a_thousand_rows_one_at_a_time_and_all_at_once(norm, op, same_bits, dtyp
         same_bits(norm(one, policy=policy).ravel(), apart[i])
 
 
+@of_every_dtype
 @pytest.mark.parametrize("shape", [(1, 1, 300_000), (2, 1, 200_000), (3, 5, 20_000), (1, 2, 4096), (1, 2, 4097)])
 def test_large_rows_on_one_thread_and_two(norm, same_bits, dtype, threads, shape):
     x = np.random.default_rng(0).normal(3, 2, shape).astype(dtype)
@@ -171,6 +178,7 @@ def test_large_rows_on_one_thread_and_two(norm, same_bits, dtype, threads, shape
     same_bits(norm(x, out=x), expected)
 
 
+@of_every_dtype
 @pytest.mark.parametrize("shape", [(2, 3, 4), (3, 5, 33), (2, 3, 7, 9), (4, 2, 300)])
 def test_the_layout_does_not_show_in_the_bits(norm, op, backend, layout, same_bits, dtype, shape):
     x = layout(np.random.default_rng(0).normal(3, 2, shape).astype(dtype))
@@ -180,6 +188,7 @@ def test_the_layout_does_not_show_in_the_bits(norm, op, backend, layout, same_bi
     same_bits(norm(x), expected)
 
 
+@of_every_dtype
 @pytest.mark.parametrize("offset", range(1, 9))
 def test_the_alignment_does_not_show_in_the_bits(norm, same_bits, dtype, offset):
     memory = np.zeros(3 * 4 * 101 + offset, dtype)

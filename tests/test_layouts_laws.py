@@ -124,12 +124,13 @@ def test_channels_last_is_channels_first_transposed(same_bits, data):
 def test_every_kind_of_column(same_bits, threads, lanes, length):
     if lanes * length > 300_000:
         pytest.skip("the same ways as a smaller one")
-    x = np.random.default_rng(lanes).normal(3, 1, (2, length, lanes)).astype(np.float32)
-    rows = nk.layer_norm(np.ascontiguousarray(x.transpose(0, 2, 1)), backend="numba")
-    expected = np.ascontiguousarray(rows.transpose(0, 2, 1))
-    for n in (1, 2):
-        threads(n)
-        same_bits(nk.layer_norm(x, axis=1, backend="numba"), expected)
+    for dtype in DTYPES:
+        x = np.random.default_rng(lanes).normal(3, 1, (2, length, lanes)).astype(dtype)
+        rows = nk.layer_norm(np.ascontiguousarray(x.transpose(0, 2, 1)), backend="numba")
+        expected = np.ascontiguousarray(rows.transpose(0, 2, 1))
+        for n in (1, 2):
+            threads(n)
+            same_bits(nk.layer_norm(x, axis=1, backend="numba"), expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -219,13 +220,18 @@ def test_a_column_that_needs_float64_among_others(same_bits, dtype, bad):
 
 
 @pytest.mark.usefixtures("buffers")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("mask", [None, (1, 1, 200, 250), (1, 3, 1, 250)])
-def test_a_row_larger_than_a_buffer(same_bits, mask):
+def test_a_row_larger_than_a_buffer(same_bits, mask, dtype):
     rng = np.random.default_rng(0)
-    x = rng.normal(3, 1, (1, 3, 200, 250)).astype(np.float32)
+    x = rng.normal(3, 1, (1, 3, 200, 250)).astype(dtype)
     options = {"weight": np.float32([1, 2, 3]), "mask": None if mask is None else rng.random(mask) > 0.5}
     expected = run("instance_norm", x, **options)
-    for there in (np.ascontiguousarray(x.swapaxes(2, 3)).swapaxes(2, 3), x.astype(">f4"), np.repeat(x, 2, 3)[..., ::2]):
+    for there in (
+        np.ascontiguousarray(x.swapaxes(2, 3)).swapaxes(2, 3),
+        x.astype(x.dtype.newbyteorder()),
+        np.repeat(x, 2, 3)[..., ::2],
+    ):
         for a, b in zip(expected, run("instance_norm", there, **options), strict=True):
             same_bits(a, b)
     there = np.ascontiguousarray(x.swapaxes(2, 3)).swapaxes(2, 3)
@@ -245,10 +251,11 @@ def test_a_mask_that_lies_otherwise_than_x(same_bits):
             same_bits(a, b)
 
 
-def test_large_parts_are_taken_one_by_one(same_bits):
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_large_parts_are_taken_one_by_one(same_bits, dtype):
     """Three kept axes with gaps between: a kernel counts along two, so the parts along the third are calls of their own."""
     rng = np.random.default_rng(0)
-    wide = rng.normal(3, 1, (4, 18, 60, 70)).astype(np.float32)
+    wide = rng.normal(3, 1, (4, 18, 60, 70)).astype(dtype)
     x, mask = wide[::2, ::3, ::2], rng.random((2, 1, 30, 70)) > 0.3
     for options in ({}, {"mask": mask}, {"axis": 3, "weight": rng.normal(size=70)}, {"axis": 2, "mask": mask}):
         for a, b in zip(run("layer_norm", x.copy(), **options), run("layer_norm", x, **options), strict=True):

@@ -33,16 +33,21 @@ from .column_moments import (
     repeat,
     variance,
 )
-from .kernels import affine, doubtful, factors_of, inline, lanes, place, too_close
+from .kernels import NO_BIAS, affine, doubtful, extreme, factors_of, inline, lanes, place, too_close
 from .lane_kernels import factors_at, lane_factors
 from .memory import address, element, load, prefetch, put, store, store_first, stream
 from .simd import WIDTH, above, any_of, cast, fma, is_double, itemsize, keep_first, one_by_one, pick, splat, total
+
+EXTREME = 2.0  # in WIDE: see `kernels.extreme`
 
 
 @inline
 def make_factors(x: Any, weight: Any, bias: Any, at: int, shape: Any, eps: float, work: Any, w: int, factors: Any, c: int,
                  width: int) -> bool:  # fmt: skip
-    """From the moments, the factors of y in each column, in float64 and as the lanes hold them; whether any needs float64."""
+    """From the moments, the factors of y in each column, in float64 and as the lanes hold them; whether any needs others.
+
+    That is float64 instead of float32, or `extreme`.
+    """
     field, mixed = shape[FIELD], False
     f = c * 4 * field
     for lane in range(0, width, WIDTH):
@@ -52,23 +57,22 @@ def make_factors(x: Any, weight: Any, bias: Any, at: int, shape: Any, eps: float
         for j in range(lane, lane + n):
             var = variance(work, w, field, j)
             moments = element(work, w + ORIGIN * field + j), element(work, w + MEAN * field + j), var
-            rstd = 1.0 / np.sqrt(var + eps) if var + eps != 0.0 else 0.0
-            scale = rstd if shape[PER_K] else rstd * element(weight, at + j * shape[W_LANE])
-            offset = 0.0 if shape[PER_K] else element(bias, at + j * shape[W_LANE])
-            single, center, scale, rest, offset = factors_of(x, moments, shape[LENGTH], scale, offset)
-            put(work, w + WIDE * field + j, 0.0 if single else 1.0)
+            a = 1.0 if shape[PER_K] else element(weight, at + j * shape[W_LANE])
+            b = NO_BIAS if shape[PER_K] else element(bias, at + j * shape[W_LANE])
+            single, extremes, center, scale, rest, offset = factors_of(x, moments, shape[LENGTH], eps, a, b)
+            put(work, w + WIDE * field + j, EXTREME if extremes else 0.0 if single else 1.0)
             put(work, w + CENTER * field + j, center)
             put(work, w + SCALE * field + j, scale)
             put(work, w + REST * field + j, rest)
             put(work, w + OFFSET * field + j, offset)
-            mixed = mixed or not single
+            mixed = mixed or extremes or not (single or is_double(x))
     many = width * max(shape[FLAT], 1) + min(shape[JOINED], 1) * WIDTH
     for i in range(CENTER, FIELDS):
         repeat(work, w + i * field, width, many)
     for i in range(4):
         for j in range(0, many, WIDTH):
             store(factors, f + i * field + j, load(work, w + (CENTER + i) * field + j, np.float64))
-    return mixed and not is_double(x)
+    return mixed
 
 
 @inline
@@ -79,7 +83,8 @@ def sixteen_factors(x: Any, weight: Any, bias: Any, at: int, n: int, shape: Any,
     if shape[SUMS] > 2:  # with a mask, counts differ
         share = one / count
     var = pick(above(count, zero), load(work, w + M2 * field, np.float64) * share, splat(np.nan, np.float64))
-    origin, mean, a, b = load(work, w + ORIGIN * field, np.float64), load(work, w + MEAN * field, np.float64), one, zero
+    origin, mean = load(work, w + ORIGIN * field, np.float64), load(work, w + MEAN * field, np.float64)
+    a, b = one, splat(NO_BIAS, np.float64)
     if shape[PER_K] == 0:
         a, b = splat(element(weight, at), np.float64), splat(element(bias, at), np.float64)
         if shape[W_LANE]:
@@ -94,9 +99,10 @@ def sixteen_factors(x: Any, weight: Any, bias: Any, at: int, n: int, shape: Any,
 
 
 @inline
-def in_double(x: Any, xi: int, n: int, work: Any, at: int, field: int, a: float, b: float, per_k: bool) -> Any:
-    """n neighbours normalized in float64; at `at` in `work` are the factors of their columns."""
-    y = affine(x, lanes(x, xi, n, np.float64), factors_at(work, at, field, np.float64))
+def in_double(x: Any, xi: int, n: int, work: Any, at: int, field: int, usual: Any, a: float, b: float, per_k: bool) -> Any:
+    """n neighbours normalized in float64; at `at` in `work` are the factors of their columns, `extreme` where not `usual`."""
+    elements, factors = lanes(x, xi, n, np.float64), factors_at(work, at, field, np.float64)
+    y = pick(usual, affine(x, elements, factors), extreme(elements - factors[0], factors[1], factors[2], factors[3]))
     return fma(y, splat(a, np.float64), splat(b, np.float64)) if per_k else y
 
 
@@ -112,7 +118,7 @@ def normalized(
         least = too_close(x, cast(factors[3], np.float32), splat(a, np.float32), splat(b, np.float32))
         again = doubtful(cast(y, np.float32), least)
         if any_of(again):
-            y = pick(cast(again, compute), cast(in_double(x, xi, n, work, at, field, a, b, per_k), compute), y)
+            y = pick(cast(again, compute), cast(in_double(x, xi, n, work, at, field, None, a, b, per_k), compute), y)
     return y
 
 
@@ -156,8 +162,9 @@ def apply_row(
         n, wide = min(width - j, head if j < head else WIDTH), w + CENTER * field + j
         y = normalized(x, xi + j, n, factors_at(array, at + j, field, compute), work, wide, field, a, b, per_k, compute)
         if mixed:
-            y64 = in_double(x, xi + j, n, work, wide, field, a, b, per_k)
-            y = pick(load(work, w + WIDE * field + j, compute), cast(y64, compute), y)
+            others = load(work, w + WIDE * field + j, np.float64)
+            y64 = in_double(x, xi + j, n, work, wide, field, above(splat(EXTREME, np.float64), others), a, b, per_k)
+            y = pick(cast(others, compute), cast(y64, compute), y)
         if n == WIDTH:
             store(out, oi + j, y)
         else:
@@ -259,7 +266,7 @@ def apply(
         ahead = own, then
         if is_double(x):
             apply_with(
-                x, xi, out, oi, k, end, start, stop, width, head, weight, bias, shape, work, w + CENTER * field, work, w, False,
+                x, xi, out, oi, k, end, start, stop, width, head, weight, bias, shape, work, w + CENTER * field, work, w, mixed,
                 ahead, np.float64,
             )  # fmt: skip
         else:

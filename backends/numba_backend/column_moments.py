@@ -284,8 +284,9 @@ def variance(work: Any, w: int, field: int, j: int) -> float:
 
 @inline
 def tell_moments(mean: Any, var: Any, at: int, work: Any, w: int, field: int, width: int) -> None:
-    """Write mean and variance of each column; NaN of no elements."""
+    """Write mean and variance of each column; NaN of no elements, and of Inf, wherever it is."""
     for j in range(width):
         one_by_one()
-        put(mean, at + j, element(work, w + ORIGIN * field + j) + element(work, w + MEAN * field + j))
-        put(var, at + j, variance(work, w, field, j))
+        own = variance(work, w, field, j)
+        put(mean, at + j, element(work, w + ORIGIN * field + j) + element(work, w + MEAN * field + j) if own == own else own)
+        put(var, at + j, own)

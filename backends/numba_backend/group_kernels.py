@@ -10,6 +10,7 @@ from .across_kernels import factors_in, rows_across
 from .kernels import (
     AHEAD,
     INNER,
+    NO_BIAS,
     OUT_ROWS,
     PERIOD,
     RUNS,
@@ -165,7 +166,7 @@ def group_factors(
     x: Any, weight: Any, bias: Any, shape: Any, r: int, rows: int, eps: float, work: Any, single: Any, double: Any
 ) -> bool:
     """From the moments in `work`, the factors of y for a few rows, as `factors_of` makes them; whether they do for all rows."""
-    a, b = splat(1.0, np.float64), splat(0.0, np.float64)
+    a, b = splat(1.0, np.float64), splat(NO_BIAS, np.float64)
     if shape[RUNS] == 1:
         for i in range(rows):
             one_by_one()
@@ -177,7 +178,7 @@ def group_factors(
     fits, center, scale, rest, offset = lane_factors(x, origin, mean, var, shape[RUNS] * shape[INNER], eps, a, b)
     keep_factors(single, center, scale, rest, offset)
     keep_factors(double, center, scale, rest, offset)
-    return total(fits) == WIDTH
+    return total(keep_first(fits, rows)) == rows
 
 
 @inline
@@ -194,7 +195,7 @@ def group(
     x: Any, out: Any, weight: Any, bias: Any, mean: Any, var: Any, shape: Any, eps: float, r: int, rows: int, work: Any,
     single: Any, double: Any, bounds: Any,
 ) -> bool:  # fmt: skip
-    """A few short rows from r on: what is done once for a row is done for all of them. False if one of them needs float64."""
+    """A few short rows from r on: what is done once for a row is done for all of them. False if one of them has to go alone."""
     means, variances = group_moments(x, shape, r, rows, work)
     store(work, MEAN, means)
     store(work, VAR, variances)

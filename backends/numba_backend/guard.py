@@ -20,6 +20,7 @@ from normkit.problem import Kind, Operands, kind, native, of_kind
 
 from .compiling import MAX_NDIM, kernel
 from .guard_kernels import MOST_AXES
+from .kernels import NO_BIAS
 from .objects import by_address, readable
 from .sets import UNUSED, converted
 
@@ -45,7 +46,7 @@ class Parameters:
         self.dtype = dtype
         self.convert = any(not _as_taken(p, dtype) for p in given)
         self.weight = constant(1, size, dtype) if operands.weight is None else None
-        self.bias = constant(0, size, dtype) if operands.bias is None else None
+        self.bias = constant(NO_BIAS, size, dtype) if operands.bias is None else None
         self.kept = len(given) != 1 or is_kept(size, dtype)  # else a plan would hold an array as large as the one that is given
 
     def converted(self, weight: NDArray[Any], bias: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:

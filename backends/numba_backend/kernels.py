@@ -35,6 +35,10 @@ BLOCK = 4096  # elements whose moments are taken at once: they stay in L1, and a
 
 PAYS = 4  # rows for each of weight and bias
 UNKNOWN = (3.4028234663852886e38, 3.4028234663852886e38)  # see `bounds_of`: no weight or bias in float32 is larger
+NO_BIAS = -0.0  # what stands for a bias that is not there: + -0.0 changes nothing, + 0.0 would make 0.0 of -0.0
+
+# Weights, and their products with 1 / deviation, in which float64 goes from d to y at once: `factors_of` splits others
+MOST_WEIGHT, LEAST_SCALE, MOST_SCALE = 1e300, 1e-290, 1e290
 
 # What stands where in `shape`
 ROWS, RUNS, INNER, PERIOD, GIVEN, WANTED, STREAMED, AHEAD = range(8)
@@ -101,8 +105,8 @@ def largest(array: Any, n: int, work: Any) -> float:
 def bounds_of(x: Any, weight: Any, bias: Any, shape: Any, rows: int, work: Any) -> Any:
     """Bounds of |weight| and |bias| of halves, if there is one of each for every element of a row.
 
-    With them one comparison, to a number of the row, tells of most elements that they are not doubtful. A few rows do not
-    pay for a look at all weights.
+    With them one comparison, to a number of the row, tells of most elements that they are not doubtful. They spare work, and
+    change no result: what is doubtful, an element's own weight and bias say. A few rows do not pay for a look at all weights.
     """
     if itemsize(x) != 2 or shape[RUNS] == 1 or shape[INNER] > 1:
         return 1.0, 0.0
@@ -125,16 +129,14 @@ def computed(
 
 @inline
 def settled(
-    y: Any, x: Any, xi: int, k: int, weight: Any, bias: Any, w: int, per_element: bool, factors: Any, wide: Any, least: Any,
-    compute: Any,
+    y: Any, x: Any, xi: int, k: int, weight: Any, bias: Any, w: int, per_element: bool, factors: Any, wide: Any, compute: Any
 ) -> Any:  # fmt: skip
-    """What was `computed` of halves; in float64 where that is needed. None at or above `least` needs it."""
+    """What was `computed` of halves; in float64 where that is needed, as the element alone decides."""
     one_by_one()  # nothing of this is worth being done beforehand
-    own = least
+    a, b = splat(1.0, np.float32), splat(0.0, np.float32)
     if per_element:
         a, b = lanes(weight, w, k, np.float32), lanes(bias, w, k, np.float32)
-        own = too_close(x, cast(factors[3], np.float32), a, b)
-    again = doubtful(y, own)
+    again = doubtful(y, too_close(x, cast(factors[3], np.float32), a, b))
     if any_of(again):
         y64 = computed(x, xi, k, weight, bias, w, per_element, wide, np.float64)
         y = pick(cast(again, compute), cast(y64, compute), y)
@@ -146,10 +148,10 @@ def normalized(
     x: Any, xi: int, k: int, weight: Any, bias: Any, w: int, per_element: bool, factors: Any, wide: Any, least: Any,
     compute: Any,
 ) -> Any:  # fmt: skip
-    """k normalized elements."""
+    """k normalized elements. None of halves at or above `least` has to be `settled`."""
     y = computed(x, xi, k, weight, bias, w, per_element, factors, compute)
     if itemsize(x) == 2 and any_of(doubtful(y, least)):
-        y = settled(y, x, xi, k, weight, bias, w, per_element, factors, wide, least, compute)
+        y = settled(y, x, xi, k, weight, bias, w, per_element, factors, wide, compute)
     return y
 
 
@@ -184,8 +186,8 @@ def apply_lanes(
             y = computed(x, xi + i, WIDTH, weight, bias, w + i, per_element, factors, compute)
             z = computed(x, xi + j, WIDTH, weight, bias, w + j, per_element, factors, compute)
             if any_of(either(doubtful(y, least), doubtful(z, least))):
-                y = settled(y, x, xi + i, WIDTH, weight, bias, w + i, per_element, factors, wide, least, compute)
-                z = settled(z, x, xi + j, WIDTH, weight, bias, w + j, per_element, factors, wide, least, compute)
+                y = settled(y, x, xi + i, WIDTH, weight, bias, w + i, per_element, factors, wide, compute)
+                z = settled(z, x, xi + j, WIDTH, weight, bias, w + j, per_element, factors, wide, compute)
                 store(out, oi + i, y)
                 store(out, oi + j, z)
             else:
@@ -232,35 +234,76 @@ def leads(x: Any, xi: int, out: Any, oi: int, shape: Any) -> bool:
 
 
 @inline
-def factors_of(x: Any, moments: Any, n: int, scale: float, offset: float) -> Any:
-    """(whether float32 will do, center, scale, rest, offset) such that y = d * scale + (d * rest + offset) with d = x - center.
+def factors_of(x: Any, moments: Any, n: int, eps: float, a: float, b: float) -> Any:
+    """(whether float32 will do, whether they are extreme, center, scale, rest, offset) of weight a and bias b.
 
+    They are such that y = d * scale + (d * rest + offset) with d = x - center; extreme ones are those of `extreme`.
     Computed in float32 where float32 in and out allow it: d is exact where the mean is large, as center is the mean rounded to
     x's precision, and where it is small, center is 0; what center lacks of the mean is in the offset. What the scale lacks is
     in the rest, of the same sign and never 0, so that an infinite d stays what it is; of halves nothing is, see `affine`. n
     elements share the moments.
     """
     origin, mean, var = moments
+    biased = var + eps
+    rstd = 1.0 / root(biased) if biased != 0.0 else 0.0
+    scale = rstd * a
+    usual = rstd == 0.0 or (abs(a) < MOST_WEIGHT and (a == 0.0 or LEAST_SCALE < abs(scale) < MOST_SCALE))
+    if biased == 0.0:
+        return False, True, origin + mean, 0.0, a, b
+    if not usual:
+        share = root(rstd) * root(abs(a))
+        return False, True, origin + mean, share, share if a > 0.0 else -share, b
     center = origin + mean if (origin + mean) ** 2 > var else 0.0
-    fits = var * n + center * 1e4 * center < 1e76 and (1e-30 < abs(scale) < 1e30 or scale == 0.0)  # so d does not overflow
-    single = fits and not is_double(x)
-    center = rounded(center, single)
+    fits = var * n + center * 1e16 * center < 1e76 and (1e-30 < abs(scale) < 1e30 or scale == 0.0)  # so d does not overflow
+    short = rounded(center, not is_double(x))
+    single = fits and abs(b - ((origin - short) + mean) * scale) < 1e38 and not is_double(x)
+    center = short if single else center
+    missing = (origin - center) + mean if center - center == 0.0 else 0.0  # nothing is, of a given mean of infinity
     below = scale
     if itemsize(x) > 2:
         below = rounded(scale * (1.0 - (2.0**-24 if single else 2.0**-52)), single)
-    return single, center, below, scale - below, offset - ((origin - center) + mean) * scale
+    return single, False, center, below, scale - below, b - missing * scale if missing != 0.0 else b
+
+
+@inline
+def extreme(d: Any, scale: Any, rest: Any, offset: Any) -> Any:
+    """y of lanes of float64 that scale * rest as one factor would take out of their range; a scale of 0 makes 0 of a finite d.
+
+    Two factors of about the same size take d to y without a detour to infinity or 0. There is no scale where nothing deviates.
+    """
+    return fma(pick(scale, d * scale, d - d), rest, offset)
+
+
+@inline
+def apply_extreme(
+    x: Any, xi: int, out: Any, oi: int, n: int, weight: Any, bias: Any, w: int, per_element: bool, factors: Any
+) -> None:  # fmt: skip
+    """Normalize n elements by `extreme` factors."""
+    center, scale, rest, offset = factors
+    for i in range(0, n, WIDTH):
+        one_by_one()
+        k = min(WIDTH, n - i)
+        y = extreme(lanes(x, xi + i, k, np.float64) - center, scale, rest, offset)
+        if per_element:
+            y = fma(y, lanes(weight, w + i, k, np.float64), lanes(bias, w + i, k, np.float64))
+        if k == WIDTH:
+            store(out, oi + i, y)
+        else:
+            store_first(out, oi + i, k, y)
 
 
 @inline
 def apply(
-    x: Any, xi: int, out: Any, oi: int, n: int, weight: Any, bias: Any, w: int, per_element: bool, moments: Any, scale: float,
-    offset: float, shape: Any, bounds: Any, ahead: int,
+    x: Any, xi: int, out: Any, oi: int, n: int, weight: Any, bias: Any, w: int, per_element: bool, moments: Any, eps: float,
+    a: float, b: float, shape: Any, bounds: Any, ahead: int,
 ) -> None:  # fmt: skip
-    """y = (x - mean) * scale + offset of a run, then * weight + bias if there is one of each for every element."""
-    single, center, scale, rest, offset = factors_of(x, moments, shape[RUNS] * shape[INNER], scale, offset)
+    """y = (x - mean) * rstd * a + b of a run, then * weight + bias if there is one of each for every element."""
+    single, extremes, center, scale, rest, offset = factors_of(x, moments, shape[RUNS] * shape[INNER], eps, a, b)
     streamed, back = bypasses(out, oi, shape), leads(x, xi, out, oi, shape)
     wide = splat(center, np.float64), splat(scale, np.float64), splat(rest, np.float64), splat(offset, np.float64)
-    if single:
+    if extremes:
+        apply_extreme(x, xi, out, oi, n, weight, bias, w, per_element, wide)
+    elif single:
         factors = splat(center, np.float32), splat(scale, np.float32), splat(rest, np.float32), splat(offset, np.float32)
         apply_lanes(x, xi, out, oi, n, weight, bias, w, per_element, factors, wide, bounds, streamed, back, ahead, np.float32)
     else:
@@ -276,21 +319,21 @@ def apply_span(
 
     `bounds` are those of `bounds_of`.
     """
-    var = moments[2]
-    rstd = 1.0 / root(var + eps) if var + eps != 0.0 else 0.0
     runs, inner, period = shape[RUNS], shape[INNER], shape[PERIOD]
     w = r % period * runs if period > 1 else 0  # branches are cheaper than divisions, for rows of a few elements
     per_element = inner == 1 and runs > 1
     if per_element:
         runs, inner, w = 1, runs, w + start
+    else:
+        bounds = 1.0, 0.0
     first = start // inner if start > 0 else 0
     last = (stop + inner - 1) // inner if stop < runs * inner else runs
     for run in range(first, last):
         at = max(start, run * inner)
         n = min(stop, (run + 1) * inner) - at
-        scale = rstd if per_element else rstd * element(weight, w + run)
-        offset = 0.0 if per_element else element(bias, w + run)
-        apply(x, xi + at, out, oi + at, n, weight, bias, w, per_element, moments, scale, offset, shape, bounds, ahead)
+        a = 1.0 if per_element else element(weight, w + run)
+        b = NO_BIAS if per_element else element(bias, w + run)
+        apply(x, xi + at, out, oi + at, n, weight, bias, w, per_element, moments, eps, a, b, shape, bounds, ahead)
 
 
 @inline

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .kernels import affine, doubtful, inline, too_close
+from .kernels import LEAST_SCALE, MOST_SCALE, MOST_WEIGHT, affine, doubtful, inline, too_close
 from .memory import element, load, load_apart, store_apart
 from .moments import nearness
 from .simd import WIDTH, above, any_of, cast, fma, is_double, itemsize, magnitude, one_by_one, pick, roots, splat
@@ -74,10 +74,10 @@ def lane_factors(x: Any, origin: Any, mean: Any, var: Any, n: int, eps: float, a
     """`factors_of` for WIDTH sets of weight a and bias b; first, 1 where they will do: of others they may not be those."""
     one, zero = splat(1.0, np.float64), splat(0.0, np.float64)
     biased = var + splat(eps, np.float64)
-    scale = pick(biased, one / roots(biased), zero) * a
+    scale = one / roots(biased) * a
     center = origin + mean
     center = pick(above(center * center, var), center, zero)
-    spread = var * splat(float(n), np.float64) + center * splat(1e4, np.float64) * center
+    spread = var * splat(float(n), np.float64) + center * splat(1e16, np.float64) * center
     if not is_double(x):
         center = cast(cast(center, np.float32), np.float64)
     below = scale
@@ -85,12 +85,16 @@ def lane_factors(x: Any, origin: Any, mean: Any, var: Any, n: int, eps: float, a
         below = scale * splat(1.0 - 2.0**-52, np.float64)
     elif itemsize(x) > 2:
         below = cast(cast(scale * splat(1.0 - 2.0**-24, np.float64), np.float32), np.float64)
-    size = magnitude(scale)
-    fits = above(size, splat(1e-30, np.float64)) * above(splat(1e30, np.float64), size)
-    fits = pick(scale, fits, one) * above(splat(1e76, np.float64), spread)
+    missing = (origin - center) + mean
+    offset, size = pick(missing, b - missing * scale, b), magnitude(scale)
+    least, most, far = (LEAST_SCALE, MOST_SCALE, np.inf) if is_double(x) else (1e-30, 1e30, 1e38)
+    fits = pick(a, above(size, splat(least, np.float64)) * above(splat(most, np.float64), size), one) * above(biased, zero)
+    fits = fits * above(splat(far, np.float64), magnitude(offset))
     if is_double(x):
-        fits = one
-    return fits, center, below, scale - below, b - ((origin - center) + mean) * scale
+        fits = fits * above(splat(MOST_WEIGHT, np.float64), magnitude(a))
+    else:
+        fits = fits * above(splat(1e76, np.float64), spread)
+    return fits, center, below, scale - below, offset
 
 
 @inline

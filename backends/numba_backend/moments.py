@@ -132,9 +132,10 @@ def absorb(moments: Any, block: Any) -> Any:
 
 @inline
 def finished(moments: Any) -> Any:
-    """(origin, mean - origin, variance); NaN of no elements."""
+    """(origin, mean - origin, variance); NaN of no elements, and of Inf, wherever it is."""
     count, origin, mean, m2 = moments
-    return origin, mean, m2 * (1.0 / count) if count > 0.0 else np.nan
+    var = m2 * (1.0 / count) if count > 0.0 else np.nan
+    return origin, mean if var == var else np.nan, var
 
 
 @inline

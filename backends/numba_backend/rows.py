@@ -44,7 +44,7 @@ class RowsCall:
             return
         if x.ndim > MAX_NDIM:
             x, out = x.reshape(-1), out.reshape(-1)
-        weight, bias = self._parameter(operands.weight, 1), self._parameter(operands.bias, 0)
+        weight, bias = self._parameter(operands.weight, 1), self._parameter(operands.bias, kernels.NO_BIAS)
         mean, var = self._statistics(operands)
         shape = self._shape(mean, operands)
         launcher(self.problem, self.rows, masked=False)(x, out, None, weight, bias, mean, var, shape, self.problem.eps)

@@ -39,7 +39,7 @@ class Sets:
 
     def parameters(self, operands: Operands) -> tuple[NDArray[Any], NDArray[Any]]:
         """Weight and bias: of each element of a set if `apart`, else one for each set, or only one if there are none."""
-        return self._parameter(operands.weight, 1), self._parameter(operands.bias, 0)
+        return self._parameter(operands.weight, 1), self._parameter(operands.bias, kernels.NO_BIAS)
 
     def _parameter(self, given: NDArray[Any] | None, default: float) -> NDArray[Any]:
         if given is None:
