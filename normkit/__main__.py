@@ -6,12 +6,11 @@ import argparse
 import os
 import re
 import sys
-import time
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import normkit
-from normkit.errors import NormkitError
+from normkit.errors import CacheWarning, NormkitError
 from normkit.outputs import take_any_character
 from normkit.validation import FLOATS
 
@@ -83,6 +82,8 @@ def _parser(command: Sequence[str]) -> Parser:
 
     warmup = commands.add_parser("warmup", help="compile kernels now, and keep them for later processes")
     warmup.add_argument("dtypes", metavar="DTYPE", nargs="*", help="float16, bfloat16, float32, float64; default: the last two")
+    warmup.add_argument("--all", action="store_true", help="also the kernels that few calls need; without DTYPE, of all dtypes")
+    warmup.add_argument("--into", metavar="DIR", help="keep them there, for all users; NORMKIT_CACHE_DIR=DIR uses them")
     warmup.set_defaults(run=_warmup)
 
     bench = commands.add_parser("bench", help="time normkit side by side with other libraries, and check every result")
@@ -150,12 +151,12 @@ def _demo(args: argparse.Namespace) -> None:
 def _warmup(args: argparse.Namespace) -> None:
     if unknown := set(args.dtypes) - set(FLOATS):
         raise UsageError(f"{', '.join(sorted(unknown))}: expected dtypes among {', '.join(FLOATS)}")
-    before = time.perf_counter()
-    for info in normkit.backends():
-        prepare = getattr(normkit.get_backend(info.name), "warmup", None) if info.usable else None
-        for ready in prepare(args.dtypes or ("float32", "float64")) if prepare else ():
-            print(f"{time.perf_counter() - before:6.2f} s  {info.name}: {ready}")
-            before = time.perf_counter()
+    from normkit import warmup
+
+    try:
+        warmup.run(args.dtypes, args.all, args.into)
+    except CacheWarning as warning:
+        raise UsageError(str(warning)) from None
 
 
 if __name__ == "__main__":

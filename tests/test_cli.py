@@ -1,13 +1,18 @@
 """The command line: answers on stdout with status 0, one line on stderr with status 2 for bad usage, 130 for Ctrl-C."""
 
 import os
+import re
 import signal
+import stat
 import subprocess
 import sys
+import tempfile
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
+from normkit.backends.numpy_backend import NumpyBackend
 
 import normkit as nk
 from normkit import demo, doctor, registry, threads
@@ -351,11 +356,96 @@ def test_demo_module_is_what_the_command_runs(monkeypatch):
 # --- warmup
 
 
-def test_warmup_names_what_it_has_made_ready(capsys):
-    assert status(["warmup", "float32"]) == 0
+class Engine(NumpyBackend):
+    """Has something to make ready."""
+
+    name = "engine"
+
+    def warmup(self, dtypes, everything, into):
+        self.asked = (*dtypes,), everything, into
+        return [(f"work {dtype}", lambda: None) for dtype in dtypes]
+
+    def kept(self):
+        return "nowhere"
+
+
+@pytest.fixture
+def engine(monkeypatch):
+    monkeypatch.setattr(registry, "backends", lambda: [registry.BackendInfo("engine", "numpy", "", True, "")])
+    engine = Engine()
+    monkeypatch.setattr(registry, "get_backend", lambda name: engine)
+    return engine
+
+
+def test_warmup_names_what_it_has_made_ready(engine, capsys):
+    assert status(["warmup"]) == 0
+    assert engine.asked == (("float32", "float64"), False, None)
     said = capsys.readouterr().out
-    assert "numba: rows_serial float32" in said
-    assert "kept in" in said
+    assert re.search(r"1/2 +0\.00 s  engine: work float32\n +2/2 +0\.00 s  engine: work float64\nengine: kept in nowhere", said)
+    assert status(["warmup", "--all", "--into", "there"]) == 0
+    assert engine.asked[0][:1] + engine.asked[0][-2:] == ("float16", "float32", "float64")
+    assert engine.asked[1:] == (True, "there")
+    assert "NORMKIT_CACHE_DIR=there" in capsys.readouterr().out
+
+
+def test_warmup_shows_a_bar_on_a_terminal(engine, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    assert status(["warmup"]) == 0
+    assert "2/2" in capsys.readouterr().out
+    monkeypatch.setitem(sys.modules, "rich", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert status(["warmup"]) == 0
+    assert "2/2    0.00 s  engine: work float64" in capsys.readouterr().out
+
+
+def test_warmup_that_cannot_be_kept_says_so_and_fails(engine, monkeypatch, capsys):
+    monkeypatch.setattr(
+        engine, "warmup", lambda *_: [("work", lambda: warnings.warn("no room", nk.CacheWarning, stacklevel=1))]
+    )
+    assert "normkit: no room" in refused(["warmup"], capsys)
+
+
+def test_warmup_makes_ready_what_calls_need():
+    """Kernels of every way a call can go, each once; with --all every kernel that there is."""
+    pytest.importorskip("numba")
+    from normkit.backends.numba_backend import compiling
+
+    backend = nk.get_backend("numba")
+    most = [what for what, _ in backend.warmup(["float32"])]
+    assert {"alike", "rows_split float32", "columns_serial float32", "masked_rows_serial float32"} < set(most)
+    names = [what.split()[0] for what, _ in backend.warmup(["float16"], everything=True)]
+    assert len(names) == len(set(names))
+    entries = {
+        name
+        for module in compiling._MODULES
+        for name, function in vars(module).items()
+        if hasattr(function, "targetoptions") and not function.targetoptions.get("no_cpython_wrapper")
+    }
+    assert set(names) >= entries  # none if nothing is compiled
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX permissions")
+def test_warmup_into_a_folder_for_all(monkeypatch, tmp_path, capsys):
+    numba_backend = pytest.importorskip("normkit.backends.numba_backend")
+    monkeypatch.setenv("NORMKIT_CACHE_DIR", "elsewhere")
+    monkeypatch.setattr(numba_backend, "MOST", ())
+    before = os.umask(0o077)
+    try:
+        assert status(["warmup", "--into", str(tmp_path / "a" / "kernels"), "float32"]) == 0
+    finally:
+        os.umask(before)
+    assert [stat.S_IMODE(p.stat().st_mode) for p in (tmp_path / "a", tmp_path / "a" / "kernels")] == [0o755, 0o755]
+    assert f"kept in {tmp_path / 'a' / 'kernels'}" in capsys.readouterr().out
+    for mode, why in ((0o777, "others can write to"), (0o1777, "others can write to")):
+        tmp_path.chmod(0o755)
+        place = Path(tempfile.mkdtemp(dir="/tmp"))
+        place.chmod(mode)
+        assert why in refused(["warmup", "--into", str(place)], capsys)
+        place.rmdir()
+    assert "nobody would load kernels" in refused(["warmup", "--into", "/dev/null/kernels"], capsys)
+    monkeypatch.setenv("NORMKIT_CACHE", "0")
+    assert "unset NORMKIT_CACHE" in refused(["warmup", "--into", str(tmp_path)], capsys)
 
 
 def test_warmup_of_no_float(capsys):

@@ -5,13 +5,17 @@ Figures are in docs/reliability.md.
 
 import os
 import pickle
+import re
 import shutil
 import stat
 import struct
 import subprocess
 import sys
+import tempfile
 import time
+import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +23,7 @@ import pytest
 import normkit as nk
 
 cache = pytest.importorskip("normkit.backends.numba_backend.cache")
+cache_places = pytest.importorskip("normkit.backends.numba_backend.cache_places")
 compiling = pytest.importorskip("normkit.backends.numba_backend.compiling")
 
 pytestmark = pytest.mark.skipif(bool(os.environ.get("NUMBA_DISABLE_JIT")), reason="nothing is compiled")
@@ -49,10 +54,13 @@ SERIAL = WORK + "print(work(shapes=[(5, 64)]), compiled())"
 
 
 @pytest.fixture
-def place(monkeypatch, tmp_path):
-    place = tmp_path / "kernels"
-    monkeypatch.setenv("NORMKIT_CACHE_DIR", str(place))
-    return place
+def place(monkeypatch):
+    """Where others could come to, if it were not closed: pytest's own folders are."""
+    with tempfile.TemporaryDirectory(prefix="normkit-test-") as folder:
+        os.chmod(folder, 0o755)
+        place = Path(folder) / "kernels"
+        monkeypatch.setenv("NORMKIT_CACHE_DIR", str(place))
+        yield place
 
 
 @pytest.fixture(scope="module")
@@ -108,24 +116,27 @@ def test_it_is_private(full):
 def test_turned_off_it_neither_reads_nor_writes(filled, monkeypatch):
     monkeypatch.setenv("NORMKIT_CACHE", "0")
     assert cache.load(*serial()) is None
-    assert cache.directory() is None
+    assert cache.places() == []
     assert cache.describe() == "off: NORMKIT_CACHE=0"
 
 
 def test_where_it_is(monkeypatch, tmp_path):
     monkeypatch.setenv("NORMKIT_CACHE_DIR", "here")
-    assert cache.directory() == Path.cwd() / "here"
+    assert cache.places() == [Path.cwd() / "here"]
     monkeypatch.delenv("NORMKIT_CACHE_DIR")
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache.directory() == tmp_path / "normkit"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert cache.directory() == Path.home() / ".cache" / "normkit"
+    assert cache.places() == [tmp_path / "normkit"]
+    for unset in ("cache", "./cache", ""):  # "all paths must be absolute", says their specification; others are to be ignored
+        monkeypatch.setenv("XDG_CACHE_HOME", unset)
+        assert cache.places() == [Path.home() / ".cache" / "normkit"]
     monkeypatch.setattr(sys, "platform", "darwin")
-    assert cache.directory() == Path.home() / "Library" / "Caches" / "normkit"
+    assert cache.places() == [Path.home() / "Library" / "Caches" / "normkit"]
     monkeypatch.setattr(sys, "platform", "win32")
     monkeypatch.setenv("LOCALAPPDATA", str(tmp_path))
-    assert cache.directory() == tmp_path / "normkit"
+    assert cache.places() == [tmp_path / "normkit"]
+    monkeypatch.setenv("LOCALAPPDATA", "cache")
+    assert cache.places() == [Path.home() / "AppData" / "Local" / "normkit"]
 
 
 def test_the_doctor_shows_where(filled):
@@ -168,11 +179,25 @@ def test_every_module_of_the_backend_is_in_the_source_digest(tmp_path, monkeypat
     copy = shutil.copytree(Path(cache.__file__).parent, tmp_path / "copy", ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(cache, "__file__", str(copy / "cache.py"))
     digests = {cache._digest()}
-    for module in copy.glob("*.py"):
+    assert cache._sources in digests
+    (copy / "kernels" / "rows").mkdir(parents=True)
+    for name in ("kernels/__init__.py", "kernels/rows/__init__.py", "kernels/rows/serial.py"):  # in packages within it too
+        (copy / name).write_bytes(b"")
+        digests.add(cache._digest())
+    for module in copy.rglob("*.py"):
         module.write_bytes(module.read_bytes() + b"#")
         digests.add(cache._digest())
-    assert len(digests) == 1 + len(list(copy.glob("*.py")))
-    assert cache._sources in digests
+    assert len(digests) == 1 + 3 + len(list(copy.rglob("*.py")))
+    (copy / "kernels" / "rows").rename(copy / "kernels" / "columns")
+    assert cache._digest() not in digests
+
+
+def test_the_digest_of_what_lies_in_a_zip_file(tmp_path, monkeypatch):
+    folder = Path(cache.__file__).parent
+    archive = Path(shutil.make_archive(str(tmp_path / "site"), "zip", folder))
+    monkeypatch.setattr(cache, "__file__", str(archive / "cache.py"))
+    monkeypatch.setattr("importlib.resources.files", lambda _: zipfile.Path(archive))
+    assert cache._digest() == cache._sources
 
 
 # --- damage
@@ -336,6 +361,174 @@ def test_a_sticky_parent_is_trusted(filled):
         filled.parent.chmod(0o700)
 
 
+@pytest.mark.skipif(os.name != "posix", reason="POSIX permissions")
+def test_what_others_cannot_come_to_is_trusted(filled, monkeypatch):
+    """As ~/.cache in a closed home, made by another program under umask 0."""
+    inner = filled.parent / "open" / "kernels"
+    shutil.copytree(filled, inner)
+    inner.parent.chmod(0o777)
+    monkeypatch.setenv("NORMKIT_CACHE_DIR", str(inner))
+    filled.parent.chmod(0o700)
+    assert cache.load(*serial()) is not None
+    filled.parent.chmod(0o711)
+    monkeypatch.setattr(cache, "_warned", False)
+    with pytest.warns(nk.CacheWarning, match=re.escape(f"others can write to {inner.parent}; chmod go-w {inner.parent} mends")):
+        assert cache.load(*serial()) is None
+
+
+@pytest.fixture
+def user(monkeypatch):
+    """Makes this process that of an imagined user 1000, and root's files theirs; 'alice' is also what their group is called."""
+    pwd, grp = pytest.importorskip("pwd"), pytest.importorskip("grp")
+    real = os.lstat
+
+    def user(group="alice", members=(), main=2000, uid=1000):
+        cache_places._is_private.cache_clear()
+        monkeypatch.setattr(os, "geteuid", lambda: uid)
+        passwd, entry = SimpleNamespace(pw_uid=uid, pw_gid=main, pw_name="alice"), SimpleNamespace
+        monkeypatch.setattr(pwd, "getpwuid", lambda _: passwd)
+        monkeypatch.setattr(grp, "getgrgid", lambda gid: entry(gr_gid=gid, gr_name=group, gr_mem=list(members)))
+
+    def lstat(path, real=real):
+        status = list(real(path))
+        status[stat.ST_GID] = 2000
+        return os.stat_result(status)
+
+    monkeypatch.setattr(os, "lstat", lstat)
+    yield user
+    cache_places._is_private.cache_clear()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX permissions")
+def test_a_users_private_group_is_nobody_else(filled, user, monkeypatch):
+    """umask 002 is the rule where each user has a group of their own: ~/.cache may be writable by that."""
+    filled.parent.chmod(0o775)
+    for options in ({}, {"members": ["alice"]}):
+        user(**options)
+        assert cache_places.trusted(filled) == filled.resolve()
+    for options in ({"group": "staff"}, {"members": ["alice", "bob"]}, {"main": 100}, {"uid": 0}):
+        user(**options)
+        with pytest.raises(cache_places.UntrustedError, match="others can write"):
+            cache_places.trusted(filled)
+    user()
+    monkeypatch.setattr(
+        os, "listxattr", lambda _: ["system.posix_acl_access"], raising=False
+    )  # the bits say less than they seem
+    with pytest.raises(cache_places.UntrustedError, match="others can write"):
+        cache_places.trusted(filled)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX permissions")
+@pytest.mark.parametrize("umask", [0o002, 0o077, 0o000, 0o027])
+def test_what_we_make_is_ours_alone_whatever_the_umask(place, umask):
+    before = os.umask(umask)
+    try:
+        deep = place / "a" / "b"
+        cache_places.make(deep)
+        cache._write(deep / "file.nkc", b"")
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(p.stat().st_mode) for p in (place, place / "a", deep)} == {0o700}
+    assert stat.S_IMODE((deep / "file.nkc").stat().st_mode) == 0o600
+    assert cache_places.trusted(deep) == deep.resolve()
+
+
+@pytest.mark.hostile
+@pytest.mark.skipif(os.name != "posix", reason="POSIX permissions")
+@pytest.mark.parametrize("umask", ["0o002", "0o077", "0"])
+def test_a_second_process_loads_whatever_the_umask(place, script, umask):
+    masked = f"import os; os.umask({umask})\n" + SERIAL
+    bits = script(masked, NORMKIT_CACHE_DIR=place / "a" / "b").split()[0]
+    assert script(masked, NORMKIT_CACHE_DIR=place / "a" / "b").split() == [bits, "0"]
+
+
+# --- an image's cache
+
+
+# Once as root, so that nothing has to be imported from where that user cannot read; then, with all kernels forgotten, as a user
+AS_A_USER = (
+    WORK
+    + """
+import os
+from normkit import plans
+from normkit.backends.numba_backend import compiling
+work()
+compiling._compiled.clear()
+plans.forget()
+os.setgroups([])
+os.setgid(1000)
+os.setuid(1000)
+os.environ["HOME"] = "/nonexistent"
+os.environ.pop("XDG_CACHE_HOME", None)
+assert not os.access(os.environ["NORMKIT_CACHE_DIR"], os.W_OK)
+print(work(), compiled())
+"""
+)
+
+
+REMOUNT = ["-o", "remount,bind,ro"]
+
+
+@pytest.fixture
+def image(full, place):
+    """A cache as `normkit warmup --into` leaves it: for all to read."""
+    shutil.copytree(full[0], place)
+    place.chmod(0o555)
+    for path in files(place):
+        path.chmod(0o444)
+    yield place
+    place.chmod(0o755)
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root can become another user")
+def test_what_root_has_warmed_serves_every_user(image, full, script):
+    """As in a container: warmed as root, run as user 1000, with no home, nothing that could be written, and no warning."""
+    assert script(AS_A_USER).split() == [full[1], "0"]
+
+
+def test_what_is_missing_in_an_image_goes_to_the_users_own_cache(image, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != image)  # as root sees a file system mounted read only
+    monkeypatch.setattr(cache, "_payload", lambda result: b"payload")
+    assert cache.places() == [image, tmp_path / "normkit"]
+    assert cache.load(*serial()) is not None
+    cache.save(*serial(), None)
+    (written,) = files(tmp_path / "normkit")
+    assert written.name == its_file(image).name
+    assert "kernels" in cache.describe().partition("; and ")[0]
+    assert "read only" in cache.describe()
+    assert "1 kernels" in cache.describe().partition("; and ")[2]
+
+
+def test_files_may_be_read_by_who_may_read_the_folder(place, monkeypatch):
+    monkeypatch.setattr(cache, "_payload", lambda result: b"payload")
+    before = os.umask(0o077)
+    try:
+        cache.share(str(place))
+        cache.save(*serial(), None)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(place.stat().st_mode) == 0o755
+    assert stat.S_IMODE(its_file(place).stat().st_mode) == 0o644
+
+
+@pytest.mark.hostile
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root can mount, and become another user")
+def test_the_dockerfile_of_the_readme(place, script):
+    """`normkit warmup --into` as root, then calls as user 1000 on a file system that is read only."""
+    command = [sys.executable, "-m", "normkit", "warmup", "--into", str(place), "float32"]
+    subprocess.run(command, check=True, timeout=900, capture_output=True, umask=0o077)
+    if any(subprocess.run(["mount", *how, place, place], capture_output=True).returncode for how in (["--bind"], REMOUNT)):
+        pytest.skip("this system lets nobody mount")
+    try:
+        with pytest.raises(OSError, match="Read-only"):
+            (place / "file").touch()
+        assert script(AS_A_USER, NORMKIT_CACHE_DIR=place).split()[1] == "0"
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
 WARNED_ONCE = (
     WORK
     + """
@@ -376,7 +569,7 @@ def test_no_home_is_one_warning(monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", homeless)
     monkeypatch.setattr(cache, "_warned", False)
-    assert cache.directory() is None
+    assert cache.places() == []
     assert cache.load(*serial()) is None
     with pytest.warns(nk.CacheWarning, match="no home folder"):
         cache.save(*serial(), None)

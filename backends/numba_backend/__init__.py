@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
 from math import prod
 from typing import Any
@@ -15,8 +15,10 @@ from normkit import pool
 from normkit.problem import Operands, Problem, Rows, native
 
 from . import cache, columns, layouts, limits, strided, threads
-from .compiling import is_half, kernel
+from .compiling import MOST, ONCE, SELDOM, is_half, kernel
 from .rows import RowsCall
+
+Task = tuple[str, Callable[[], object]]  # what is made ready, and what does so
 
 
 class NumbaBackend:
@@ -70,13 +72,22 @@ class NumbaBackend:
         """How many threads a large call uses."""
         return threads.available()
 
-    def warmup(self, dtypes: Iterable[str]) -> Iterator[str]:
-        """Load or compile the kernels of contiguous rows, which most calls run on; yields what is ready."""
-        for dtype in dtypes:
-            for name in ("rows_serial", "rows_parallel", "rows_split", *(["widened"] if is_half(_dtype(dtype)) else [])):
-                kernel(name, _dtype(dtype))
-                yield f"{name} {dtype}"
-        yield f"kept in {cache.describe()}"
+    def warmup(self, dtypes: Iterable[str], everything: bool = False, into: str | None = None) -> list[Task]:
+        """What has to be loaded or compiled for calls on these dtypes: those that most calls run on, or all there are.
+
+        `into` is the folder to keep them in, for all users to read, instead of this user's.
+        """
+        if into is not None:
+            cache.share(into)
+        kinds = [(name, np.dtype(np.float32)) for name in ONCE]
+        for dtype in map(_dtype, dtypes):
+            names = [*MOST, *([*SELDOM, "widened"] if everything else ["widened"])]
+            kinds += [(name, dtype) for name in names if name != "widened" or is_half(dtype)]
+        return [(name if name in ONCE else f"{name} {dtype.name}", partial(kernel, name, dtype)) for name, dtype in kinds]
+
+    def kept(self) -> str:
+        """Where what `warmup` has made is kept."""
+        return cache.describe()
 
 
 def load() -> NumbaBackend:

@@ -3,8 +3,8 @@
 Numba's own cache keeps one index a function, which processes that write at once can cross; leaves what a kernel calls out of
 its key; and reads pickles, which are programs, from wherever it is told. Here a file is named after everything that its
 code depends on, so that whoever writes it writes the same code; it is renamed into place whole; it is read only from
-places that nobody else can write; and nothing is unpickled before length and checksum have been found right. Whatever is
-wrong with a file, the answer is to compile again.
+places that nobody but this user and root can write, see `cache_places`; and nothing is unpickled before length and checksum
+have been found right. Whatever is wrong with a file, the answer is to compile again.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ from numba.core import config, serialize
 from numba.core.compiler import CompileResult
 from numba.core.registry import cpu_target
 
-from normkit.errors import CacheWarning
+from normkit.errors import CacheWarning, InputValueError
+
+from .cache_places import UntrustedError, check_owner, make, places, read_only, trusted
 
 MAGIC = b"normkit kernel 1\n"
 MOST_FILES = 500  # of all versions together; a file has some 60 KB
@@ -53,58 +55,6 @@ _UNUSABLE = (
 )
 
 
-class UntrustedError(Exception):
-    """A place from which no code may be read, since others could have put it there; the message says why."""
-
-
-# --- where
-
-
-def directory() -> Path | None:
-    """Where kernels are kept: NORMKIT_CACHE_DIR, or the user's cache folder. None if there is none, or with NORMKIT_CACHE=0."""
-    if os.environ.get("NORMKIT_CACHE") == "0":
-        return None
-    if given := os.environ.get("NORMKIT_CACHE_DIR"):
-        return Path(given).absolute()
-    try:
-        home = Path.home()
-    except RuntimeError:
-        return None
-    if sys.platform == "win32":
-        parent = Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        parent = home / "Library" / "Caches"
-    else:
-        parent = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
-    return parent / "normkit" if parent.is_absolute() else None
-
-
-def _trusted(place: Path) -> Path:
-    """`place` without links, if it is a folder of our own, and nobody but us and root can put another in its place."""
-    _own(place, os.lstat(place), stat.S_ISDIR)
-    place = place.resolve()
-    if hasattr(os, "geteuid"):
-        for parent in place.parents:
-            status = os.lstat(parent)
-            if status.st_uid not in (0, os.geteuid()):
-                raise UntrustedError(f"{parent} belongs to another user")
-            if status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX:
-                raise UntrustedError(f"others can write to {parent}")
-    return place
-
-
-def _own(path: Path, status: os.stat_result, kind: Callable[[int], bool]) -> None:
-    if stat.S_ISLNK(status.st_mode):
-        raise UntrustedError(f"{path} is a symbolic link")
-    if not kind(status.st_mode):
-        raise UntrustedError(f"{path} is not what it should be")
-    if hasattr(os, "geteuid"):
-        if status.st_uid != os.geteuid():
-            raise UntrustedError(f"{path} belongs to another user")
-        if status.st_mode & 0o022:
-            raise UntrustedError(f"others can write to {path}")
-
-
 # --- under which name
 
 
@@ -121,17 +71,25 @@ def _key(name: str, signature: tuple[Any, ...]) -> bytes | None:
 
 
 def _digest() -> str | None:
-    """A digest of every module of this package, which may lie in a folder or in a zip file."""
+    """A digest of every module of this package and of those in it, which may lie in a folder or in a zip file."""
     folder: Any = Path(__file__).parent
     if not folder.is_dir():
         from importlib.resources import files
 
         folder = files(__package__)
     try:
-        texts = [(file.name, file.read_bytes()) for file in folder.iterdir() if file.name.endswith(".py")]
+        texts = sorted(_modules(folder))
     except OSError:
         return None
-    return hashlib.sha256(repr(sorted(texts)).encode()).hexdigest() if texts else None
+    return hashlib.sha256(repr(texts).encode()).hexdigest() if texts else None
+
+
+def _modules(folder: Any, within: str = "") -> Iterator[tuple[str, bytes]]:
+    for entry in folder.iterdir():
+        if entry.name.endswith(".py"):
+            yield within + entry.name, entry.read_bytes()
+        elif entry.name != "__pycache__" and entry.is_dir():
+            yield from _modules(entry, f"{within}{entry.name}/")
 
 
 _sources = _digest()  # taken now: the files may change while this process runs what it has read
@@ -146,23 +104,26 @@ def _path(place: Path, name: str, key: bytes) -> Path:
 
 def load(name: str, signature: tuple[Any, ...]) -> Kernel | None:
     """The kernel as compiled by an earlier process, if there is one that can be trusted."""
-    place = directory()
-    if place is None or (key := _key(name, signature)) is None:
+    found = places()
+    if not found or (key := _key(name, signature)) is None:
         return None
-    try:
-        payload = _checked(_read(_path(_trusted(place), name, key)), key)
-    except FileNotFoundError:
-        return None
-    except UntrustedError as error:
-        _warn(f"is not read: {error}")
-        return None
-    except OSError as error:
-        _warn(f"cannot be read: {error}")
-        return None
+    payload = next((payload for place in found if (payload := _found(place, name, key)) is not None), None)
     try:
         return None if payload is None else _rebuilt(payload, signature)
     except _UNUSABLE:
         return None
+
+
+def _found(place: Path, name: str, key: bytes) -> bytes | None:
+    try:
+        return _checked(_read(_path(trusted(place), name, key)), key)
+    except FileNotFoundError:
+        return None
+    except UntrustedError as error:
+        _warn(f"is not read: {error}")
+    except OSError as error:
+        _warn(f"cannot be read: {error}")
+    return None
 
 
 def _read(path: Path) -> bytes:
@@ -170,7 +131,10 @@ def _read(path: Path) -> bytes:
     if path.is_symlink():
         raise UntrustedError(f"{path} is a symbolic link")
     with open(os.open(path, flags), "rb") as file:
-        _own(path, os.fstat(file.fileno()), stat.S_ISREG)
+        status = os.fstat(file.fileno())
+        check_owner(path, status, stat.S_ISREG)
+        if hasattr(os, "geteuid") and status.st_mode & 0o022:
+            raise UntrustedError(f"others can write to {path}")
         return file.read()
 
 
@@ -213,10 +177,11 @@ def _resolved(symbols: list[str]) -> bool:
 
 def save(name: str, signature: tuple[Any, ...], result: Any) -> None:
     """Keep a compiled kernel for other processes, if there is a place for it."""
-    place = directory()
-    if place is None or (key := _key(name, signature)) is None:
-        if place is None and os.environ.get("NORMKIT_CACHE") != "0":
-            _warn("has no place: this user has no home folder")
+    if os.environ.get("NORMKIT_CACHE") == "0" or (key := _key(name, signature)) is None:
+        return
+    place = next((place for place in reversed(places())), None)  # the second is there because the first cannot be written
+    if place is None:
+        _warn("has no place: this user has no home folder")
         return
     try:
         payload = _payload(result)
@@ -224,9 +189,9 @@ def save(name: str, signature: tuple[Any, ...], result: Any) -> None:
         _warn(f"cannot be written with Numba {numba.__version__}: {type(error).__name__}: {error}")
         return
     try:
-        os.makedirs(place, mode=0o700, exist_ok=True)
-        place = _trusted(place)
-        _write(_path(place, name, key), _framed(key, payload))
+        make(place)
+        place = trusted(place)
+        _write(_path(place, name, key), _framed(key, payload), 0o600 | (place.stat().st_mode & 0o044))
         _prune(place)
     except UntrustedError as error:
         _warn(f"is not used: {error}")
@@ -258,14 +223,16 @@ def _sealed(library: Any, entry: str) -> tuple[Any, list[str]]:
     return (library.name, "object", (code, index)), [symbol for symbol in needs if not symbol.startswith("llvm.")]
 
 
-def _write(path: Path, content: bytes) -> None:
-    """All of it or nothing, under that name."""
+def _write(path: Path, content: bytes, mode: int = 0o600) -> None:
+    """All of it or nothing, under that name. Who may read the folder may read it, whatever the umask."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
     try:
         with open(descriptor, "wb") as file:
             file.write(content)
             file.flush()
+            if hasattr(os, "fchmod"):
+                os.fchmod(descriptor, mode)
             os.fsync(descriptor)
         os.replace(temporary, path)
     except BaseException:
@@ -290,6 +257,23 @@ def _files(place: Path) -> Iterator[tuple[str, os.stat_result]]:
                 yield entry.path, entry.stat()
 
 
+# --- for all users
+
+
+def share(folder: str) -> None:
+    """Keep kernels in that folder from now on, for every user to read: of root's, they are trusted by all."""
+    if os.environ.get("NORMKIT_CACHE") == "0":
+        raise InputValueError("warmup: NORMKIT_CACHE=0 is set, which keeps no kernels; unset NORMKIT_CACHE")
+    place = Path(folder).absolute()
+    try:
+        make(place, 0o755)
+        place.chmod(stat.S_IMODE(place.stat().st_mode) | 0o055)
+        trusted(place)
+    except (UntrustedError, OSError) as error:
+        raise InputValueError(f"warmup: nobody would load kernels from {place}: {error}") from None
+    os.environ["NORMKIT_CACHE_DIR"] = str(place)
+
+
 # --- telling
 
 _warned = False
@@ -308,14 +292,18 @@ def describe() -> str:
     """Where it is and what it holds, for `normkit doctor`."""
     if os.environ.get("NORMKIT_CACHE") == "0":
         return "off: NORMKIT_CACHE=0"
-    place = directory()
-    if place is None:
+    if not (found := places()):
         return "off: this user has no home folder; NORMKIT_CACHE_DIR=... names a place"
+    return "; and ".join(_described(place) for place in found)
+
+
+def _described(place: Path) -> str:
     try:
-        _trusted(place)
+        trusted(place)
         sizes = [status.st_size for path, status in _files(place) if path.endswith(".nkc")]
     except FileNotFoundError:
         return f"{place}, empty"
     except (UntrustedError, OSError) as error:
         return f"off: {error}; NORMKIT_CACHE_DIR=... names another place"
-    return f"{place}, {len(sizes)} kernels, {sum(sizes) / 1e6:.1f} MB"
+    only = ", read only" if read_only(place) else ""
+    return f"{place}, {len(sizes)} kernels, {sum(sizes) / 1e6:.1f} MB{only}"

@@ -28,6 +28,11 @@ MAX_NDIM = 6
 Kernel = Callable[..., Any]
 
 _TYPES: dict[str, Any] = {"float32": types.float32, "float64": types.float64, "float16": types.uint16, "bfloat16": types.int16}
+# Kernels: one for all dtypes; those that most calls run on; those of calls on long rows that no view can take as they lie
+ONCE = ("alike",)
+MOST = tuple(f"{name}_{how}" for name in ("rows", "columns", "masked_rows", "masked_columns")
+             for how in ("serial", "parallel", "split"))  # fmt: skip
+SELDOM = ("tile_moments", "masked_tile_moments", "tile_merge", "tile_apply")
 _MODULES = (row_kernels, column_kernels, tile_kernels, guard_kernels)
 _compiled: dict[tuple[str, np.dtype[Any]], Kernel] = {}  # not by the dtype's name, which NumPy makes anew in 1.4 µs
 _lock = threading.RLock()
