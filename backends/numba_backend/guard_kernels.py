@@ -12,6 +12,7 @@ from numba import njit
 from numba.core import types
 from numba.extending import intrinsic
 
+from .inlined import inline
 from .objects import DATA, DTYPE, FLAGS, NDIM, ORDER, ORDER_SHIFT, SHAPE, STRIDES, SWAPPED, TYPE
 
 MOST_AXES = 16  # NumPy has up to 64
@@ -46,10 +47,7 @@ def word(typingctx: Any, place: Any) -> Any:
     return types.int64(types.int64), codegen
 
 
-short = njit(forceinline=True, error_model="numpy", _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True)
-
-
-@short
+@inline
 def is_dtype(dtype: int, k: int) -> bool:
     """Whether it is the dtype of the kind at k, or equals it: arrays that were pickled bear an object of their own, for one."""
     if dtype == word(k + K_DTYPE):
@@ -58,7 +56,7 @@ def is_dtype(dtype: int, k: int) -> bool:
     return word(dtype + TYPE) == word(k + K_CLASS) and swapped == (word(k + K_SWAPPED) != 0)
 
 
-@short
+@inline
 def is_of(a: int, k: int) -> bool:
     """Whether the object at a is of the kind at k."""
     if word(a + TYPE) != word(k):
@@ -74,7 +72,7 @@ def is_of(a: int, k: int) -> bool:
     return True
 
 
-@short
+@inline
 def apart(a: int, k: int, out: int, k_out: int) -> bool:
     """Whether what the arrays at a and out span has no byte in common; an a of None has none."""
     if word(k + K_DTYPE) == 0:

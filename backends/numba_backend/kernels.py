@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from .inlined import inline
 from .memory import address, element, load, load_first, prefetch, store, store_first, store_normal, stream
 from .simd import (
     WIDTH,
@@ -45,8 +45,6 @@ ROWS, RUNS, INNER, PERIOD, GIVEN, WANTED, STREAMED, AHEAD = range(8)
 X_ROWS, OUT_ROWS, M_ROWS = 8, 12, 16  # each (bundle, leap, step, start), see `place`; M of the mask
 M_STEP, GROUP = 20, 21
 SHAPE = 22
-
-inline = njit(forceinline=True, error_model="numpy", _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
 @inline
