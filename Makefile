@@ -37,7 +37,7 @@ test: $(VENV)/.ready-test
 	$(BIN)/pytest
 
 test-hostile: $(VENV)/.ready-hostile
-	$(BIN)/pytest -m "" tests/test_hostile_*.py tests/test_reliability_*.py tests/test_fuzz.py
+	$(BIN)/pytest -m "" tests/test_hostile_*.py tests/test_memory_limits.py tests/test_reliability_*.py tests/test_fuzz.py
 
 # The floors are read from pyproject.toml: whoever raises one there raises it here. 2.0 stands for the last 2.0.x.
 FLOORS = $(shell sed -n 's/^dependencies = \[\(.*\)\]/\1/p' pyproject.toml | tr -d '",' | sed 's/>=\([0-9.]*\)/==\1.*/g')

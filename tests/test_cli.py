@@ -422,7 +422,7 @@ def test_warmup_makes_ready_what_calls_need():
         for name, function in vars(module).items()
         if hasattr(function, "targetoptions") and not function.targetoptions.get("no_cpython_wrapper")
     }
-    assert set(names) >= entries  # none if nothing is compiled
+    assert set(names) >= {name for name in entries if not name.endswith("_first")}  # none if nothing is compiled
 
 
 @pytest.mark.skipif(os.name != "posix", reason="POSIX permissions")

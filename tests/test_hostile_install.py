@@ -130,7 +130,18 @@ def test_only_the_cache_reads_pickles(modules):
 def test_no_variable_makes_an_import_do_more(script, tmp_path):
     """Every NORMKIT_ variable set to a module's name or a path: nothing of it is imported or run."""
     (tmp_path / "trap.py").write_text("print('ran')")
-    variables = {"CACHE", "CACHE_DIR", "ENTRY_POINTS", "POOL_LIMIT", "BACKEND", "BACKENDS", "PLUGINS", "POLICY", "CONFIG"}
+    variables = {
+        "CACHE",
+        "CACHE_DIR",
+        "ENTRY_POINTS",
+        "POOL_LIMIT",
+        "BACKEND",
+        "BACKGROUND",
+        "BACKENDS",
+        "PLUGINS",
+        "POLICY",
+        "CONFIG",
+    }
     environment = {f"NORMKIT_{name}": "trap" for name in variables}
     code = "import sys, normkit as nk; assert 'trap' not in sys.modules and 'numba' not in sys.modules; print('done')"
     assert script(code, PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]), **environment) == "done"

@@ -8,6 +8,7 @@ import os, tempfile
 folder = tempfile.TemporaryDirectory()
 for name in ("NORMKIT_CACHE_DIR", "NUMBA_CACHE_DIR", "XDG_CACHE_HOME"):
     os.environ[name] = folder.name
+os.environ.pop("NORMKIT_BACKGROUND", None)
 """
 
 

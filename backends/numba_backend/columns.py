@@ -12,7 +12,7 @@ from normkit.problem import Operands, Problem
 
 from . import column_moments as cm
 from . import layouts, limits, threads
-from .compiling import kernel
+from .compiling import kernel, soon
 from .guard import repeating
 from .kernels import BLOCK
 from .layouts import ColumnsPlan, Quad
@@ -82,20 +82,25 @@ def _launch(
     blocks = -(-plan.length // BLOCK)
     with threads.sharing as granted:
         chunks = threads.worthwhile(granted, 2 * nbytes)
+        split = tiles < chunks * 4 and blocks > 1 and not shape[cm.GIVEN]
+        many = None
+        if chunks > 1:
+            many = soon(f"{prefix}columns_{'split' if split else 'parallel'}", dtype, f"{prefix}columns_serial")
+        chunks = 1 if many is None else chunks
         work = _aligned_empty(chunks * cm.FIELDS * field, np.float64)
         factors = _aligned_empty(chunks * 4 * field, weight.dtype)
         places = np.empty((chunks, 2, cm.MAX_SPAN), np.intp)
         yes = None if mask is None else np.empty(chunks * cm.MAX_SPAN * cm.MAX_FLAT if shape[cm.FLAT] else 1, np.bool_)
         args = (x, out, flags, weight, bias, mean, var, shape, problem.eps, work, factors, places, yes)
-        if chunks == 1:
+        if many is None:
             kernel(f"{prefix}columns_serial", dtype)(*args)
-        elif tiles >= chunks * 4 or blocks == 1 or shape[cm.GIVEN]:
-            threads.launch(kernel(f"{prefix}columns_parallel", dtype), chunks, 1, *args)
+        elif not split:
+            threads.launch(many, chunks, 1, *args)
         else:
             some = min(max(limits.SPLIT_BYTES * plan.outer // nbytes, 1), plan.outer) * across
             scratch = np.empty((some * (blocks + 1), 5 * int(shape[cm.PITCH])))
             sweeps = 2 * (-(-tiles // some) + 1)
-            threads.launch(kernel(f"{prefix}columns_split", dtype), chunks, sweeps, *args, scratch)
+            threads.launch(many, chunks, sweeps, *args, scratch)
 
 
 def _shape(plan: ColumnsPlan, sets: Sets, weights: int, operands: Operands, chunks: int) -> NDArray[np.int64]:

@@ -17,10 +17,10 @@ import numpy as np
 from numba.core import config, types
 from numba.core.compiler_lock import global_compiler_lock
 
-from normkit import forks
+from normkit import forks, plans
 from normkit.interrupts import undisturbed
 
-from . import cache, column_kernels, guard_kernels, row_kernels, threads, tile_kernels
+from . import background, cache, column_kernels, guard_kernels, row_kernels, threads, tile_kernels
 from .objects import OBJECT, Memory, by_address
 
 MAX_NDIM = 6
@@ -35,6 +35,7 @@ MOST = tuple(f"{name}_{how}" for name in ("rows", "columns", "masked_rows", "mas
 SELDOM = ("tile_moments", "masked_tile_moments", "tile_merge", "tile_apply")
 _MODULES = (row_kernels, column_kernels, tile_kernels, guard_kernels)
 _compiled: dict[tuple[str, np.dtype[Any]], Kernel] = {}  # not by the dtype's name, which NumPy makes anew in 1.4 µs
+_absent: set[tuple[str, np.dtype[Any]]] = set()  # on disk, when it was looked for
 _lock = threading.RLock()
 forks.wait_for(_lock)
 forks.wait_for(global_compiler_lock)
@@ -50,27 +51,74 @@ def kernel(name: str, dtype: np.dtype[Any]) -> Kernel:
     return undisturbed(lambda: _get(name, dtype))
 
 
+def soon(name: str, dtype: np.dtype[Any], meanwhile: str | None = None) -> Kernel | None:
+    """The kernel, or None if it would have to be compiled first: then another thread does so.
+
+    What serves `meanwhile` is compiled before that, here, as only one thread can compile.
+    """
+    key = name, dtype
+    found = _compiled.get(key)
+    if found is not None:
+        return found
+    if config.DISABLE_JIT or not background.allowed():
+        return kernel(name, dtype)
+    # What is being compiled is not waited for, nor by this thread for itself
+    if key not in _absent and not global_compiler_lock.is_locked() and _lock.acquire(blocking=False):  # type: ignore[no-untyped-call]
+        try:
+            found = undisturbed(lambda: _load(name, dtype))
+        finally:
+            _lock.release()
+        if found is not None:
+            return found
+        _absent.add(key)
+    if meanwhile is not None:
+        kernel(meanwhile, dtype)
+    return None if background.compile_later(key, lambda: _replaced(name, dtype)) else kernel(name, dtype)
+
+
+def _replaced(name: str, dtype: np.dtype[Any]) -> None:
+    """Compile a kernel, for which another serves; what has been planned with that is planned anew."""
+    _get(name, dtype)
+    plans.forget()
+
+
 def _get(name: str, dtype: np.dtype[Any]) -> Kernel:
     with _lock:
-        if (name, dtype) not in _compiled:
-            _compiled[name, dtype] = _compile(name, dtype)
-        return _compiled[name, dtype]
+        return _compiled.get((name, dtype)) or _load(name, dtype) or _compile(name, dtype)
+
+
+def _load(name: str, dtype: np.dtype[Any]) -> Kernel | None:
+    """A kernel as an earlier process has compiled it."""
+    if config.DISABLE_JIT:
+        return None
+    signature = _signature(_dispatcher(name).py_func, dtype, masked=name.startswith("masked"))
+    if name.endswith(("_parallel", "_split")):
+        threads.layer()  # loads it as we want it, before Numba does
+    with global_compiler_lock:
+        entry = cache.load(name, signature)
+    return None if entry is None else _ready(name, dtype, entry, signature)
 
 
 def _compile(name: str, dtype: np.dtype[Any]) -> Kernel:
-    dispatcher = next(getattr(module, name) for module in _MODULES if hasattr(module, name))
+    dispatcher = _dispatcher(name)
     if config.DISABLE_JIT:
-        return cast(Kernel, np.errstate(all="ignore")(dispatcher))  # as compiled code has it
-    if name.endswith(("_parallel", "_split")):
-        threads.layer()  # loads it as we want it, before Numba does
+        _compiled[name, dtype] = cast(Kernel, np.errstate(all="ignore")(dispatcher))  # as compiled code has it
+        return _compiled[name, dtype]
     signature = _signature(dispatcher.py_func, dtype, masked=name.startswith("masked"))
     with global_compiler_lock:
-        entry = cache.load(name, signature)
-        if entry is None:
-            dispatcher.compile(signature)
-            entry = dispatcher.overloads[signature].entry_point
-            cache.save(name, signature, dispatcher.overloads[signature])
-    return _sized(entry, signature) if config.BOUNDSCHECK else entry
+        dispatcher.compile(signature)
+        result = dispatcher.overloads[signature]
+        cache.save(name, signature, result)
+    return _ready(name, dtype, result.entry_point, signature)
+
+
+def _dispatcher(name: str) -> Any:
+    return next(getattr(module, name) for module in _MODULES if hasattr(module, name))
+
+
+def _ready(name: str, dtype: np.dtype[Any], entry: Kernel, signature: tuple[Any, ...]) -> Kernel:
+    _compiled[name, dtype] = _sized(entry, signature) if config.BOUNDSCHECK else entry
+    return _compiled[name, dtype]
 
 
 def _sized(entry: Kernel, signature: tuple[Any, ...]) -> Kernel:

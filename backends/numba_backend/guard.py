@@ -18,7 +18,7 @@ from normkit import pool
 from normkit.constants import constant, is_kept
 from normkit.problem import Kind, Operands, kind, native, of_kind
 
-from .compiling import MAX_NDIM, kernel
+from .compiling import MAX_NDIM, soon
 from .guard_kernels import MOST_AXES
 from .kernels import NO_BIAS
 from .objects import by_address, readable
@@ -31,10 +31,11 @@ def recognizer(x: Any, weight: Any, bias: Any, out: Any) -> tuple[Callable[..., 
     `kinds` must live as long as `known`, which holds the addresses of their dtypes.
     """
     kinds = tuple(kind(a) for a in (x, weight, bias, out))
-    if not readable() or any(len(k.shape) > MOST_AXES for k in kinds):
+    compiled = soon("alike", np.dtype(np.float32)) if readable() and all(len(k.shape) <= MOST_AXES for k in kinds) else None
+    if compiled is None:
         return _alike, kinds, kinds
     known = np.array([_words(k, in_place=k is kinds[0] and k.strides == kinds[3].strides) for k in kinds], np.int64)
-    return kernel("alike", np.dtype(np.float32)), known, kinds
+    return compiled, known, kinds
 
 
 class Parameters:

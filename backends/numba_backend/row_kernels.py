@@ -135,6 +135,15 @@ def rows_serial(x: Any, out: Any, mask: Any, weight: Any, bias: Any, mean: Any, 
         fence()
 
 
+@njit(nogil=True, error_model="numpy", _nrt=False)
+def rows_first(x: Any, out: Any, mask: Any, weight: Any, bias: Any, mean: Any, var: Any, shape: Any, eps: float) -> None:
+    """As `rows_serial`, without what pays for short rows: compiled in a third of the time, it serves the first calls."""
+    bounds = bounds_of(x, weight, bias, shape, shape[ROWS], stack(np.float32))
+    each_row(x, out, mask, weight, bias, mean, var, shape, eps, bounds, 0, shape[ROWS], None, 0, 1)
+    if shape[STREAMED]:
+        fence()
+
+
 @njit(nogil=True, parallel=True, error_model="numpy", _nrt=False)
 def rows_parallel(
     x: Any, out: Any, mask: Any, weight: Any, bias: Any, mean: Any, var: Any, shape: Any, eps: float, chunks: int, taken: Any
@@ -193,4 +202,5 @@ def rows_split(
 
 
 # The same with a mask: `compiling` takes the type of the mask from the name
-masked_rows_serial, masked_rows_parallel, masked_rows_split = rows_serial, rows_parallel, rows_split
+masked_rows_first, masked_rows_serial = rows_first, rows_serial
+masked_rows_parallel, masked_rows_split = rows_parallel, rows_split

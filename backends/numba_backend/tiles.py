@@ -17,6 +17,7 @@ from normkit.problem import Operands, Problem, native
 
 from . import kernels, limits
 from .compiling import kernel
+from .launches import serial
 from .sets import Sets, rows_shape
 
 TILE_BYTES = 1 << 18
@@ -58,7 +59,6 @@ class _Tiled:
     def rows(self) -> None:
         """Whole rows at a time."""
         many, number = self.buffer.size // self.n, self.sets.number
-        name = "rows_serial" if self.mask is None else "masked_rows_serial"
         for first in range(0, number, many):
             last = min(first + many, number)
             x, yes = self._read(first * self.n, last * self.n)
@@ -68,7 +68,7 @@ class _Tiled:
             if not self.sets.apart and weight.size > 1:
                 weight, bias, shape[kernels.PERIOD] = weight[first:last], bias[first:last], n
             mean, var = (self.mean[first:last], self.var[first:last]) if self.mean.size > 1 else (self.mean, self.var)
-            kernel(name, self.dtype)(x, x, yes, weight, bias, mean, var, shape, self.problem.eps)
+            serial(self.dtype, yes is not None)(x, x, yes, weight, bias, mean, var, shape, self.problem.eps)
             self._write(x, first * self.n)
 
     def row(self, r: int) -> None:
