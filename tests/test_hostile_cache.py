@@ -396,6 +396,7 @@ def user(monkeypatch):
 
     monkeypatch.setattr(os, "lstat", lstat)
     yield user
+    monkeypatch.undo()
     cache_places._is_private.cache_clear()
 
 

@@ -88,3 +88,19 @@ def test_every_case_in_the_table_runs_where_it_says_so(assert_close):
                 arrays = replace(operands, out=backend.empty_like(operands.x))
                 backend.prepare(problem)(arrays)
                 assert_close(arrays.out, wide.out)
+
+
+def test_every_variable_is_told_of(text):
+    """Each that the code reads is in the README, and each in the README is read."""
+    roots = Path(nk.__file__).parent, Path(registry.__file__).parents[1] / "backends"
+    code = "".join(p.read_text(encoding="utf-8") for root in roots for p in root.rglob("*.py") if "bench" not in p.parts)
+    read = set(re.findall(r'environ\S*\(\s*"(NORMKIT_[A-Z_]+)"', code))
+    assert {"NORMKIT_CACHE_DIR", "NORMKIT_BACKGROUND", "NORMKIT_POOL_LIMIT"} <= read
+    assert read == set(re.findall(r"NORMKIT_[A-Z_]+", text))
+
+
+def test_the_dockerfile_uses_commands_that_exist(text):
+    (block,) = re.findall(r"```dockerfile\n(.*?)```", text, flags=re.DOTALL)
+    (folder,) = re.findall(r"normkit warmup --into (\S+)", block)
+    assert f"ENV NORMKIT_CACHE_DIR={folder}" in block
+    assert block.index("warmup") < block.index("USER")  # root's is trusted by all
