@@ -19,7 +19,7 @@ import numpy as np
 
 import normkit
 from normkit import registry, threads
-from normkit.bench.machine import done_between, load_average, work_of_others
+from normkit.bench.machine import done_between, work_of_others
 from normkit.errors import InstallationError
 from normkit.hardware import cpu_model, cpuinfo, load_average
 from normkit.memory_limits import scopes
