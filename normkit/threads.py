@@ -49,6 +49,7 @@ def set_num_threads(n: int | None) -> None:
     _setting = None if n is None else checked("set_num_threads", "n", n, "as many as the machine grants")
 
 
+@guarded("threads")
 def checked(function: str, argument: str, n: object, none: str) -> int:
     """`n`, if it is a number of threads; `none` says what None would mean as that argument."""
     expected = f"an int, or None for {none}"
