@@ -43,9 +43,9 @@ PARALLEL_LAYERS = ("tbb", "omp")
 TEAMS = 4
 
 AWAKE = 50e-6  # seconds after a call in which threads still look for the next one
-# So often GNU OpenMP's threads look for work before they sleep: for 50 to 200 µs, where its own 300,000 take 5 to 15 ms of a
+# So often GNU OpenMP's threads look for work before they sleep: for 30 to 130 µs, where its own 300,000 take 5 to 15 ms of a
 # core that somebody else may need. Where pausing is not an instruction of its own, a look is short
-SPINS = 4_000 if platform.machine().lower() in ("x86_64", "amd64", "i686") else 50_000
+SPINS = 2_000 if platform.machine().lower() in ("x86_64", "amd64", "i686") else 50_000
 
 LONG = 500e-6  # seconds of waiting that are noticed, if they are also more than a part of the launch:
 PART = 8  # threads with cores of their own wait for a piece of 16 at most

@@ -88,8 +88,11 @@ def _play(case: Case, way: Way, processes: dict[str, Process], folder: Path, tim
 def _table(case: Case, way: Way, found: dict[str, dict[str, dict[str, list[float]]]]) -> list[str]:
     """One case in one way, in 80 columns."""
     base = {what: median(seconds) for what, seconds in found.get(ONE_THREAD, {}).get("quiet", {}).items()}
-    over = "" if not base else f", over one thread's {seconds_text(base['mean'])} and {seconds_text(base['p95'])}"
-    lines = ["", f"{case.title}, {way.title}{over}"]
+    lines = ["", f"{case.title}, {way.title}"]
+    if base:
+        lines.append(
+            f"  over the mean of one thread undisturbed, {seconds_text(base['mean'])}, and its p95, {seconds_text(base['p95'])}"
+        )
     lines.append(f"  {'':<20}{'quiet: mean':>14}{'p95':>9}{'beside one: mean':>20}{'p95':>9}")
     for name, states in found.items():
         cells = []
