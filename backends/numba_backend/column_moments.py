@@ -227,7 +227,7 @@ def short_moments(x: Any, xi: int, shape: Any, width: int, work: Any, w: int) ->
     n, field = shape[LENGTH], shape[FIELD]
     for j in range(0, width, WIDTH):
         at = min(j, width - WIDTH)
-        first, mean, m2 = lane_moments(x, xi + at, 1, shape[X_LENGTH + 2], n)
+        first, mean, m2 = lane_moments(x, xi + at, 1, shape[X_LENGTH + 2], n, False)
         store(work, w + COUNT * field + at, splat(float(n), np.float64))
         store(work, w + ORIGIN * field + at, first)
         store(work, w + MEAN * field + at, mean)

@@ -143,7 +143,7 @@ def group_moments(x: Any, shape: Any, r: int, rows: int, work: Any) -> Any:
     zero, n = splat(0.0, np.float64), shape[RUNS] * shape[INNER]
     share = splat(1.0 / n, np.float64)
     if few_apart(shape, n, rows):
-        first, mean, m2 = lane_moments(x, place(r, shape, X_ROWS), shape[X_ROWS + 2], 1, n)
+        first, mean, m2 = lane_moments(x, place(r, shape, X_ROWS), shape[X_ROWS + 2], 1, n, True)
         store(work, ORIGIN, first)
         return mean, m2 * share
     if is_double(x):

@@ -26,25 +26,35 @@ def elements(x: Any, i: int, step: int, compute: Any) -> Any:
 
 
 @inline
-def lane_sums(x: Any, at: int, step: int, k_step: int, n: int, shift: Any) -> Any:
+def one_lane(x: Any, at: int, step: int, k_step: int, k: int, n: int, shift: Any, few: bool) -> Any:
+    """Sums and squares of elements k, k + 16, ... of each set: those of lane k of a row."""
+    d = elements(x, at + k * k_step, step, np.float64) - shift
+    s, q = d + splat(0.0, np.float64), d * d
+    if not few:
+        for i in range(k + WIDTH, n, WIDTH):
+            one_by_one()
+            d = elements(x, at + i * k_step, step, np.float64) - shift
+            s, q = s + d, fma(d, d, q)
+    return s, q
+
+
+@inline
+def lane_sums(x: Any, at: int, step: int, k_step: int, n: int, shift: Any, few: bool) -> Any:
     """`total` of the sums and the squares of x - shift, of n elements of each set that are `k_step` apart.
 
-    Elements k, k + 16, ... are those of lane k of a row: lanes are added onto each other by halves, down to one.
+    The lanes of a row are added onto each other by halves, down to one. `few` is a constant: whether there are at most FEW.
     """
     s = q = zero = splat(0.0, np.float64)
     for one in range(min(n, 2)):
         s2 = q2 = zero
         for two in range(one, min(n, 4), 2):
             s4 = q4 = zero
-            for four in range(two, min(n, 8), 4):
-                s8 = q8 = zero
-                for lane in range(four, min(n, WIDTH), 8):
-                    own_s = own_q = zero
-                    for k in range(lane, n, WIDTH):
-                        one_by_one()
-                        d = elements(x, at + k * k_step, step, np.float64) - shift
-                        own_s, own_q = own_s + d, fma(d, d, own_q)
-                    s8, q8 = s8 + own_s, q8 + own_q
+            for k in range(two, min(n, 8), 4):
+                one_by_one()
+                s8, q8 = one_lane(x, at, step, k_step, k, n, shift, few)
+                if not few and k + 8 < n:
+                    more_s, more_q = one_lane(x, at, step, k_step, k + 8, n, shift, few)
+                    s8, q8 = s8 + more_s, q8 + more_q
                 s4, q4 = s4 + s8, q4 + q8
             s2, q2 = s2 + s4, q2 + q4
         s, q = s + s2, q + q2
@@ -52,14 +62,14 @@ def lane_sums(x: Any, at: int, step: int, k_step: int, n: int, shift: Any) -> An
 
 
 @inline
-def lane_moments(x: Any, at: int, step: int, k_step: int, n: int) -> Any:
+def lane_moments(x: Any, at: int, step: int, k_step: int, n: int, few: bool) -> Any:
     """(first element, mean - first, M2) of WIDTH sets, as `block_moments` takes them of one."""
     zero, count, share = splat(0.0, np.float64), splat(float(n), np.float64), splat(1.0 / n, np.float64)
     first = elements(x, at, step, np.float64)
     shift = first if is_double(x) else zero
     delta = m2 = zero
     for sweep in range(2):
-        s, q = lane_sums(x, at, step, k_step, n, shift)
+        s, q = lane_sums(x, at, step, k_step, n, shift, few)
         delta = s * share
         m2 = q - s * delta
         far = above(delta * delta * count, m2 * splat(nearness(x), np.float64))
