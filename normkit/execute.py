@@ -13,9 +13,9 @@ from normkit import answers
 from normkit import policy as policies
 from normkit.arguments import asked, flag
 from normkit.callers import level_of_the_user
+from normkit.degenerate import degenerate_text, masked_text
 from normkit.dispatch import choose, loud, news, refusal, stepping_down
 from normkit.errors import DegenerateShapeError, FallbackWarning, PolicyError, RunningStatsWarning
-from normkit.explain import degenerate_text, masked_text
 from normkit.masks import Degenerate, degenerate_sets
 from normkit.overlap import may_share_memory, place
 from normkit.plans import Plan, current, keepable
@@ -250,7 +250,7 @@ def _resolved(answer: str, call: Call, text: Callable[[Problem], str]) -> Call:
             operands.mean, operands.var = _unit(problem, operands.x)
             return Call(replace(problem, statistics="given", eps=0.0), operands)
         case "layer_norm" if problem.op == "instance_norm":
-            axes = tuple(range(1, len(problem.shape)))
+            axes = tuple(range(int(problem.batched), len(problem.shape)))
             over_channels = replace(problem, axes=axes)
             if over_channels.count > 1:
                 return Call(over_channels, operands)

@@ -1,11 +1,9 @@
-"""What a call would do and why: axes, sizes, statistics, backend, fallbacks. The errors use the same text."""
+"""What a call would do and why: axes, sizes, statistics, backend, fallbacks. Errors use its text on degenerate statistics."""
 
 from __future__ import annotations
 
 import operator
-import textwrap
 from collections.abc import Callable
-from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,9 +11,10 @@ import numpy as np
 from normkit import policy as policies
 from normkit import validation
 from normkit.arguments import guarded, shown
+from normkit.degenerate import choices, erased, few_of, masked_choices, number, reduced, why, wrapped
 from normkit.dispatch import choose, loud
 from normkit.errors import InputTypeError, InputValueError, UnknownBackendError
-from normkit.masks import Degenerate, degenerate_sets
+from normkit.masks import degenerate_sets
 from normkit.policy import FallbackPolicy
 from normkit.problem import Array, Backend, Columns, Problem, Rows
 from normkit.registry import Missing, family_names, find
@@ -24,10 +23,6 @@ VALIDATE: dict[str, Callable[..., validation.Call]] = {
     "layer_norm": validation.layer_norm,
     "instance_norm": validation.instance_norm,
 }
-
-
-WIDTH = 100  # of the text beside the labels; code is never broken
-MOST_SETS = 4  # that a text names
 
 
 class Explanation(NamedTuple):
@@ -40,7 +35,7 @@ class Explanation(NamedTuple):
         width = max(len(what) for what, _ in self.lines) + 2
         indent = "\n" + " " * (width + 2)
         return "\n".join(
-            [self.title, *(f"  {what:<{width}}{_wrapped(text).replace(chr(10), indent)}" for what, text in self.lines)]
+            [self.title, *(f"  {what:<{width}}{wrapped(text).replace(chr(10), indent)}" for what, text in self.lines)]
         )
 
     def _repr_html_(self) -> str:
@@ -119,113 +114,25 @@ def explanation(
     policy = ambient.policy if policy is None else policies.checked(policy)
     name = ambient.backend if name is None else name
     lines = [
-        ("reduced", _reduced(problem)),
+        ("reduced", reduced(problem)),
         ("affine", _affine(problem)),
         ("layout", _layout(problem, _chosen(problem, policy, name))),
         ("backend", _backend(problem, policy, name)),
         ("single", _single(problem, policy, running)),
     ]
     if problem.degenerate:
-        lines += [("why", _why_degenerate(problem)), ("choices", _choices(problem))]
+        lines += [("why", why(problem)), ("choices", choices(problem))]
     elif problem.masked and problem.statistics == "input":
         known = mask is not None and not isinstance(mask, validation.ShapeOnly)
         few = degenerate_sets(problem, mask) if known else None
         if few is not None:
-            lines.append(("choices", _masked_choices(problem)))
-            lines.insert(-2, ("mask", f"leaves fewer than 2 elements of {_number(problem, few)}: {_few(problem, few)}"))
+            lines.append(("choices", masked_choices(problem)))
+            lines.insert(-2, ("mask", f"leaves fewer than 2 elements of {number(problem, few)}: {few_of(problem, few)}"))
         elif known:
             lines[-1] = ("mask", "leaves 2 elements or more of each set, so the policy is not asked")
         else:
             lines.insert(-1, ("mask", "statistics are those of the elements where it is True; all are normalized"))
     return Explanation(f"{problem.op} on x: {problem.shape} {problem.dtype.name}", tuple(lines))
-
-
-def degenerate_text(problem: Problem) -> str:
-    """The message of `DegenerateShapeError`: what is wrong, what it means, and the choices."""
-    return "\n".join(
-        [
-            f"{problem.op}: x of shape {problem.shape} has 1 element for each mean and variance, expected more than 1",
-            textwrap.indent(_wrapped(f"reduced: {_reduced(problem)}."), "  "),
-            textwrap.indent(_wrapped(_why_degenerate(problem)), "  "),
-            "  Your choices:",
-            textwrap.indent(_choices(problem), "    "),
-        ]
-    )
-
-
-def masked_text(problem: Problem, few: Degenerate) -> str:
-    """The message of `DegenerateShapeError` where a mask leaves fewer than two elements of a set of statistics."""
-    said = []
-    if few.empty.any():
-        said.append("Of no element there is no mean and no variance: the output would be NaN all over such a set.")
-    if few.single.any():
-        scale = f"scaled by 1 / sqrt(eps) = {problem.eps**-0.5:.4g}" if problem.eps else "lost as well"
-        said.append(
-            f"One element is its own mean and has variance 0: the output there would be {_erased(problem, '')}, whatever it "
-            f"holds, and what else lies in its set would be {scale}."
-        )
-    said.append("The other sets are not affected.")
-    return "\n".join(
-        [
-            f"{problem.op}: mask leaves fewer than 2 elements of {_number(problem, few)} of statistics, "
-            "expected 2 or more of each",
-            textwrap.indent(_wrapped(f"reduced: {_reduced(problem)}."), "  "),
-            textwrap.indent(_wrapped(f"left: {_few(problem, few)}."), "  "),
-            textwrap.indent(_wrapped(" ".join(said)), "  "),
-            "  Your choices:",
-            textwrap.indent(_masked_choices(problem), "    "),
-        ]
-    )
-
-
-def _number(problem: Problem, few: Degenerate) -> str:
-    return f"{int(np.broadcast_to(few.either, problem.stats_shape).sum())} of the {prod(problem.stats_shape)} sets"
-
-
-def _few(problem: Problem, few: Degenerate) -> str:
-    """What the mask leaves of which sets."""
-    found = [("none", few.empty), ("one", few.single)]
-    return "; ".join(f"{what} of {_some_sets(problem, where)}" for what, where in found if where.any())
-
-
-def _some_sets(problem: Problem, where: Array) -> str:
-    """Some sets as one would index x for them, and how many more there are."""
-    where = np.broadcast_to(where, problem.stats_shape)
-    where = where.get() if hasattr(where, "get") else where
-    found = [
-        ", ".join(":" if a in problem.axes else str(i) for a, i in enumerate(index)) for index in np.argwhere(where)[:MOST_SETS]
-    ]
-    more = int(where.sum()) - len(found)
-    return " and ".join([", ".join(f"x[{index}]" for index in found), *([f"{more} more"] if more else [])])
-
-
-def _masked_choices(problem: Problem) -> str:
-    """The choices, each with the code to type."""
-    choices = [
-        ("pass x there as it is: x * weight + bias", "x", "identity"),
-        ("put the bias there, or 0 without one", "x", "bias"),
-    ]
-    if problem.op == "instance_norm":
-        if problem.shape[problem.affine_axes[0]] > 1:
-            choices.append(("normalize there over the channels of the instance", "x", "layer_norm"))
-        choices += [
-            ("use running statistics there, as gathered in training", "x, running_mean, running_var", "running"),
-        ]
-    return "\n".join(
-        f"# {meaning}\nnk.{problem.op}({arrays}, {_axes_of(problem)}mask=mask, "
-        f'policy=nk.FallbackPolicy(single_element="{answer}"))'
-        for meaning, arrays, answer in choices
-    )
-
-
-def _axes_of(problem: Problem) -> str:
-    """The argument that says which axes, if these are not the ones without it."""
-    if problem.op == "instance_norm":
-        channel = problem.affine_axes[0]
-        return "" if channel == 1 else f"channel_axis={channel}, "
-    if problem.axes == (len(problem.shape) - 1,):
-        return ""
-    return f"axis={problem.axes if len(problem.axes) > 1 else problem.axes[0]}, "
 
 
 @guarded("explain")
@@ -251,20 +158,6 @@ def _described(name: str, x: Any, dtype: Any) -> Any:
     except (TypeError, ValueError):
         raise InputTypeError(f"explain: dtype is {shown(dtype)}, expected one of {', '.join(validation.FLOATS)}") from None
     return validation.ShapeOnly(shape, kind)
-
-
-def _reduced(problem: Problem) -> str:
-    sizes = tuple(problem.shape[a] for a in problem.axes)
-    if len(sizes) == 0:
-        reduced = "no axis"
-    elif len(sizes) == 1:
-        reduced = f"axis {problem.axes[0]}, of size {sizes[0]}"
-    else:
-        reduced = f"axes {problem.axes}, of sizes {sizes}"
-    sets, elements = prod(problem.stats_shape), "element" if problem.count == 1 else "elements"
-    if problem.statistics == "given":
-        return f"none: the statistics are the running ones, a pair for each of {prod(problem.affine_shape)} channels"
-    return f"{reduced}: {sets} {'set' if sets == 1 else 'sets'} of statistics, each over {problem.count} {elements}"
 
 
 def _affine(problem: Problem) -> str:
@@ -339,69 +232,9 @@ def _single(problem: Problem, policy: FallbackPolicy, running: bool) -> str:
         return f"{where}the policy calls {getattr(answer, '__name__', repr(answer))}(problem)"
     does = {
         "raise": "raises DegenerateShapeError",
-        "bias": f"returns {_erased(problem, there)}",
+        "bias": f"returns {erased(problem, there)}",
         "identity": "returns x * weight + bias",
         "layer_norm": "normalizes over the channels of each instance",
         "running": "uses the running statistics" + ("" if running else ", which this call lacks: it raises"),
     }
     return f"{where}the policy's single_element={answer!r} {does[answer]}"
-
-
-def _erased(problem: Problem, where: str) -> str:
-    return f"{'0' if problem.bias is None else 'the bias'}{where}"
-
-
-def _why_degenerate(problem: Problem) -> str:
-    enough = list(problem.shape)
-    if problem.axes:
-        enough[problem.axes[-1]] = 2
-    else:
-        enough.append(2)
-    raises = "torch raises for that reason; ONNX, Flax, MLX and Keras return the bias."
-    if problem.op == "layer_norm":
-        raises = "torch, ONNX, Flax, MLX and Keras return the bias all the same."
-    return (
-        "One element is its own mean and has variance 0. Nothing divides by zero (eps is inside the root),\n"
-        f"but x - mean is 0: the output would be {_erased(problem, ' everywhere')}, whatever x holds.\n"
-        f"The input is silently erased. {raises}\n"
-        f"More than one element is enough: {tuple(enough)} works."
-    )
-
-
-def _choices(problem: Problem) -> str:
-    """The choices, each with the code to type; all of it can be pasted into Python."""
-    call = f"nk.{problem.op}(x, {_axes_of(problem)}policy=nk.FallbackPolicy(single_element={{}}))"
-    choices = [
-        ("pass x as it is: x * weight + bias", call.format('"identity"')),
-        ("take what the arithmetic gives, the bias, as ONNX does", call.format('"bias"')),
-    ]
-    if problem.op == "instance_norm":
-        channels = problem.shape[problem.affine_axes[0]]
-        if channels > 1:
-            choices.append(
-                (
-                    f"normalize over the {channels} channels of each instance: another function, not a fix",
-                    call.format('"layer_norm"'),
-                )
-            )
-        choices += [
-            (
-                "use running statistics, as gathered in training",
-                f"nk.instance_norm(x, running_mean, running_var, {_axes_of(problem)}use_input_stats=False)",
-            ),
-        ]
-    choices.append(("decide once, for all calls in a block", "with nk.using(policy=nk.FallbackPolicy.onnx()): ..."))
-    text = "\n".join(f"# {meaning}\n{code}" for meaning, code in choices)
-    if problem.op == "instance_norm":
-        text += "\n# or mend the model: normalize before the spatial axes are pooled to 1, or leave this layer out"
-    return text
-
-
-def _wrapped(text: str) -> str:
-    """Prose broken to lines of WIDTH; lines that fit, as those of code do, are left alone."""
-    return "\n".join(
-        line
-        if len(line) <= WIDTH or line.startswith(("nk.", "with nk."))
-        else textwrap.fill(line, WIDTH, break_long_words=False, break_on_hyphens=False)
-        for line in text.splitlines()
-    )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from normkit import validation
 from normkit.arrays import AnyArray, ArrayT
+from normkit.errors import NormkitError
 from normkit.execute import execute
 from normkit.plans import UNKNOWN, ascending, indices, number, recall, recall_with, true_or_false
 from normkit.policy import FallbackPolicy, ambient, setting
@@ -265,3 +266,15 @@ def instance_norm(
         x, running_mean, running_var, weight, bias, use_input_stats, momentum, eps, channel_axis, mask, out
     )
     return execute(call, return_stats, backend, policy, arguments)
+
+
+def unbatched_error(
+    x: Any, *arguments: Any, mask: Any, out: Any, return_stats: Any, backend: Any, policy: Any
+) -> NormkitError | None:
+    """What is wrong with an `instance_norm` of (C, *spatial), said of the shapes as they are, without a batch."""
+    as_given: tuple[Any, ...] = (x, *arguments, 0, mask, out, False)
+    try:
+        execute(validation.instance_norm(*as_given), return_stats, backend, policy)
+    except NormkitError as error:
+        return error
+    return None

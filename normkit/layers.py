@@ -11,7 +11,7 @@ from normkit import checkpoints, functional
 from normkit.arguments import asked, flag, guarded, integer, shown
 from normkit.arrays import AnyArray, ArrayT
 from normkit.checkpoints import IncompatibleKeys
-from normkit.errors import InputTypeError, InputValueError, NormkitError
+from normkit.errors import InputTypeError, InputValueError, NormkitError, PolicyError
 from normkit.policy import FallbackPolicy, checked
 from normkit.problem import Array
 from normkit.validation import FLOATS
@@ -225,29 +225,20 @@ class InstanceNorm(Layer):
 
     def normalized(self, x: Any, mask: Any, out: Any, return_stats: bool, backend: str | None, policy: Any) -> Any:
         batch, batch_out, batch_mask, unbatched = self._batch(x, out, mask)
+        arguments = (
+            self.running_mean, self.running_var, self.weight, self.bias, self.training or not self.track_running_stats,
+            0.0 if self.momentum is None else self.momentum, self.eps,
+        )  # fmt: skip
+        options = {"return_stats": return_stats, "backend": backend, "policy": policy}
         try:
-            y: Any = functional.instance_norm(
-                batch,
-                self.running_mean,
-                self.running_var,
-                self.weight,
-                self.bias,
-                self.training or not self.track_running_stats,
-                0.0 if self.momentum is None else self.momentum,
-                self.eps,
-                mask=batch_mask,
-                out=batch_out,
-                return_stats=return_stats,
-                backend=backend,
-                policy=policy,
-            )
+            y: Any = functional.instance_norm(batch, *arguments, mask=batch_mask, out=batch_out, **options)
         except NormkitError as error:
-            if unbatched:
-                error.add_note(
-                    f"{type(self).__name__} was given x of shape {x.shape}, unbatched: the first axis above, of size 1, is the "
-                    "batch that it adds to x, mask and out."
-                )
-            raise
+            if not unbatched:
+                raise
+            if isinstance(error, PolicyError):  # perhaps of what the policy's callable made of the batch that it was given
+                error.add_note(f"{type(self).__name__} was given x of shape {x.shape}, unbatched, and adds a batch of size 1")
+                raise
+            raise functional.unbatched_error(x, *arguments, mask=mask, out=out, **options) or error from None
         if not unbatched:
             return y
         parts = [part[0] for part in (y if isinstance(y, tuple) else (y,))]

@@ -80,6 +80,11 @@ class Problem:
         return self.count == 1 and self.statistics == "input"
 
     @property
+    def batched(self) -> bool:
+        """Whether axis 0 is one of instances; a layer may be given one instance without it, whose channels come first."""
+        return self.op != "instance_norm" or self.affine_axes != (0,)
+
+    @property
     def contiguous(self) -> bool:
         """Whether x is C-contiguous."""
         expected, step = [], self.dtype.itemsize

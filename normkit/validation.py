@@ -111,12 +111,13 @@ def instance_norm(
     channel_axis: int = 1,
     mask: Array | None = None,
     out: Array | None = None,
+    batched: bool = True,
 ) -> Call:
-    """Check an instance_norm."""
+    """Check an instance_norm; of one instance without its axis, and with `channel_axis` 0, if not `batched`."""
     op = "instance_norm"
     family = _array(op, "x", x)
     use_input_stats = flag(op, "use_input_stats", use_input_stats)
-    if x.ndim < 2:
+    if batched and x.ndim < 2:
         raise InputValueError(
             f"{op}: x has shape {x.shape}, expected (N, C, *spatial): axis 0 is the batch, and unbatched input is never "
             "guessed; x[np.newaxis] adds the batch"
@@ -124,7 +125,7 @@ def instance_norm(
     channel, *more = _axes(op, channel_axis, x.ndim, "channel_axis")
     if more:
         raise InputValueError(f"{op}: channel_axis is {shown(channel_axis)}, expected one axis")
-    if channel == 0:
+    if batched and channel == 0:
         raise InputValueError(
             f"{op}: channel_axis={channel_axis} is axis 0, the batch; expected 1 .. {x.ndim - 1}; x[np.newaxis] adds a batch"
         )
@@ -147,7 +148,7 @@ def instance_norm(
         family=family,
         shape=tuple(x.shape),
         dtype=x.dtype,
-        axes=tuple(a for a in range(1, x.ndim) if a != channel),
+        axes=tuple(a for a in range(int(batched), x.ndim) if a != channel),
         affine_axes=(channel,),
         eps=_eps(op, eps),
         weight=None if weight is None else weight.dtype,

@@ -150,19 +150,51 @@ def test_unbatched(backend, same_bits, kind):
     same_bits(x, expected)
 
 
+def test_errors_about_unbatched_input_know_of_no_batch():
+    layer, x = nk.InstanceNorm2d(3), np.ones((3, 1, 1), np.float32)
+    with pytest.raises(nk.DegenerateShapeError, match=r"x of shape \(3, 1, 1\) has 1 element") as caught:
+        layer(x)
+    text = str(caught.value)
+    assert "axes (1, 2), of sizes (1, 1): 3 sets" in text
+    assert "(3, 1, 2) works" in text
+    assert "(1, 3," not in text
+    assert caught.value.__cause__ is None
+    with nk.using(backend="numpy"):
+        for code in (line.strip() for line in text.splitlines() if line.strip().startswith("nk.")):
+            y = eval(code, {"nk": nk, "np": np, "x": x, "running_mean": np.zeros(3), "running_var": np.ones(3)})
+            assert y.shape == (1, 3, 1, 1)
+    wide = np.ones((3, 4, 5), np.float32)
+    for options, kind, match in (
+        ({"mask": np.ones((3, 4, 4), bool)}, nk.InputValueError, r"mask has shape \(3, 4, 4\), .* x.shape = \(3, 4, 5\)"),
+        ({"out": np.ones((3, 4, 4), np.float32)}, nk.InputValueError, r"out has shape \(3, 4, 4\), expected \(3, 4, 5\)"),
+        (
+            {"mask": np.zeros((3, 1, 1), bool)},
+            nk.DegenerateShapeError,
+            r"3 of the 3 sets(?s:.)*none of x\[0, :, :\], x\[1, :, :\]",
+        ),
+        ({"backend": "cupy"}, nk.NoBackendError, r"on x: \(3, 4, 5\)"),
+        ({"policy": "onnx"}, nk.PolicyError, "'onnx'"),
+    ):
+        with pytest.raises(kind, match=match):
+            layer(wide, **options)
+    with pytest.raises(nk.DegenerateShapeError, match=r"x of shape \(3, 1, 1\)(?s:.)*cannot help: 'running' needs"):
+        layer(x, policy=nk.FallbackPolicy(single_element="running"))
+
+
 @instance_layers
-def test_errors_about_unbatched_input_tell_of_the_axis_that_was_added(kind):
+def test_errors_about_unbatched_input_are_those_of_its_shape(kind):
     layer, x = kind(3), np.ones((3, *[1] * len(SPATIAL[kind])), F32)
     with pytest.raises(nk.DegenerateShapeError) as error:
         layer(x)
-    assert str(x[None].shape) in str(error.value)
-    assert error.value.__notes__ == [
-        f"{kind.__name__} was given x of shape {x.shape}, unbatched: the first axis above, of size 1, is the batch that it "
-        "adds to x, mask and out."
-    ]
+    assert f"x of shape {x.shape} has" in str(error.value)
     with pytest.raises(nk.DegenerateShapeError) as error:
         layer(x[None])
-    assert not hasattr(error.value, "__notes__")
+    assert f"x of shape {x[None].shape} has" in str(error.value)
+    seen = []
+    with pytest.raises(nk.PolicyError) as error:  # what a callable is given has a batch
+        layer(x, policy=nk.FallbackPolicy(single_element=lambda problem: seen.append(problem.shape)))
+    assert seen == [(1, *x.shape)]
+    assert error.value.__notes__ == [f"{kind.__name__} was given x of shape {x.shape}, unbatched, and adds a batch of size 1"]
 
 
 @instance_layers

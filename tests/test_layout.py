@@ -19,7 +19,7 @@ LEVELS = [
     {"errors", "callers", "problem", "forks", "interrupts", "clone", "control_groups", "arrays", "cures"},
     {"arguments", "overlap", "memory_limits", "answers", "constants", "plans"},
     {"validation", "threads", "pool", "masks", "checkpoints"},
-    {"registry"},
+    {"registry", "degenerate"},
     {"policy"},
     {"dispatch"},
     {"explain"},
