@@ -100,11 +100,12 @@ def _plan(
 ) -> Plan | None:
     """A plan for calls like this one: the backend's own, or the run itself.
 
-    Not with both a mask and running statistics, nor where the policy's answer has taken these, or has done without them.
+    Not with both a mask and running statistics, nor where the policy's answer has done without these.
     """
     problem, like, running = call
-    as_asked = running is asked.running and (problem.statistics == asked.problem.statistics or prepared is not None)
-    if not as_asked or (running is not None and problem.masked) or (problem.family != "numpy" and like.mean is not None):
+    if running is not asked.running or (running is not None and problem.masked):
+        return None
+    if problem.family != "numpy" and like.mean is not None:
         return None
     run = _together(problem, like)
     again = getattr(engine, "replay", lambda *_: None)(run, like, out) if prepared is None else None

@@ -344,10 +344,11 @@ def test_answers_allocate_little_but_the_output(backend, op, dtype, answer):
     assert peak < 1.05 * y.nbytes + answers.BLOCK + 200_000  # NumPy's own buffers
 
 
-@pytest.mark.parametrize("answer", ["identity", "bias", "layer_norm"])
+@pytest.mark.parametrize("answer", ["identity", "bias", "layer_norm", "running"])
 @pytest.mark.parametrize("stats", [False, True])
 def test_answers_are_planned(backend, answer, stats, monkeypatch):
     x, affine = single("instance_norm")
+    affine |= running() if answer == "running" else {}
     call = {"policy": nk.FallbackPolicy(single_element=answer), "return_stats": stats, "backend": backend, **affine}
     expected = [nk.instance_norm(a, **call) for a in (x, x + 1)]
     monkeypatch.setattr("normkit.functional.execute", None)  # all that a plan does not answer ends up there
