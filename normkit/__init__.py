@@ -22,7 +22,7 @@ from normkit.errors import (
     UnknownBackendError,
     UnsupportedError,
 )
-from normkit.explain import explain
+from normkit.explaining import explain
 from normkit.functional import instance_norm, layer_norm
 from normkit.layers import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d, LayerNorm
 from normkit.policy import FallbackPolicy, using

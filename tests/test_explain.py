@@ -6,7 +6,7 @@ from test_dispatch import Fake
 
 import normkit as nk
 from normkit import registry, validation
-from normkit.explain import _layout, explanation
+from normkit.explaining import _layout, explanation
 
 SHAPE = (128, 512, 1, 1)
 F32 = np.float32

@@ -22,7 +22,7 @@ LEVELS = [
     {"registry", "degenerate"},
     {"policy"},
     {"dispatch"},
-    {"explain"},
+    {"explaining"},
     {"execute"},
     {"functional"},
     {"layers"},
@@ -63,6 +63,12 @@ backend_files = pytest.mark.parametrize("path", files("backends"), ids=lambda p:
 
 def test_every_level_is_a_module():
     assert {p.stem for p in files("normkit")} >= LEVEL.keys()
+
+
+def test_no_public_name_hides_a_module():
+    """But `backends`, a package that can be called as the function."""
+    modules = {p.stem for p in files("normkit") if p.parent == ROOT / "normkit"} - {"__init__", "__main__"}
+    assert not modules & set(normkit.__all__)
 
 
 @core
