@@ -29,7 +29,19 @@ LEVELS = [
     {"__init__"},
 ]
 LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
-FOR_BACKENDS = {"problem", "masks", "errors", "threads", "pool", "plans", "constants", "forks", "interrupts", "hardware", "callers"}
+FOR_BACKENDS = {
+    "problem",
+    "masks",
+    "errors",
+    "threads",
+    "pool",
+    "plans",
+    "constants",
+    "forks",
+    "interrupts",
+    "hardware",
+    "callers",
+}
 
 
 def files(package):
