@@ -130,7 +130,6 @@ def _processor() -> list[tuple[str, str]]:
         ("cores", f"{granted} granted of {os.cpu_count()} present{why}"),
         ("threads", f"{normkit.get_num_threads()} a large call"),
         ("memory", _memory()),
-        ("load", _load()),
     ]
 
 
@@ -153,13 +152,6 @@ def cpu_features() -> set[str]:
     except ImportError:
         return set()
     return {name for name, there in get_host_cpu_features().items() if there}
-
-
-def _load() -> str:
-    load, granted = load_average(), threads.granted()
-    if load > granted:
-        return f"but others are at work: {load:.1f} processes on {granted} cores, the last minute's mean; calls take longer"
-    return f"{load:.1f} processes wanted to run, in the last minute's mean"
 
 
 def _memory() -> str:
