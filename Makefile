@@ -46,11 +46,12 @@ test-floors:
 	.venv-floors/bin/python -m pip install --quiet --disable-pip-version-check $(foreach floor,$(FLOORS),'$(floor)')
 	.venv-floors/bin/pytest
 
-# Files that are not about one engine; in them, what is about Numba says so and is left out.
-NO_NUMBA = cli functional laws layers layout policy problem registry validation
+# Files that are not about Numba: what they run on every backend here, they run on NumPy.
+NO_NUMBA = functional hardware layout oracle problem
 test-no-numba:
 	$(MAKE) VENV=.venv-no-numba .venv-no-numba/.ready-test
 	.venv-no-numba/bin/python -m pip uninstall --quiet --yes numba llvmlite
+	.venv-no-numba/bin/normkit doctor
 	.venv-no-numba/bin/pytest $(NO_NUMBA:%=tests/test_%.py)
 
 lint: $(VENV)/.ready-test $(VENV)/.ready-lint

@@ -101,6 +101,7 @@ def test_the_load_where_nothing_tells(monkeypatch):
 
 def test_limits_without_any_cache_told(script):
     """Nothing but sizes that fit most CPUs is left, and all of them are positive."""
+    pytest.importorskip("numba")
     script("""
 from normkit import hardware
 hardware.cache_sizes = lambda: {}

@@ -597,6 +597,21 @@ def test_a_write_that_fails_leaves_the_old_file(filled, monkeypatch, fails):
     assert (files(filled), path.read_bytes()) == (before, old)
 
 
+def test_a_file_that_another_process_reads_stays_as_on_windows(filled, monkeypatch):
+    def refuse(*args):
+        raise PermissionError(13, "Access is denied")
+
+    path, before = its_file(filled), files(filled)
+    old = path.read_bytes()
+    monkeypatch.setattr(os, "replace", refuse)
+    cache._write(path, old)
+    assert (files(filled), path.read_bytes()) == (before, old)
+    path.unlink()
+    with pytest.raises(PermissionError):
+        cache._write(path, old)
+    assert path not in files(filled)
+
+
 def test_the_oldest_are_forgotten(place, monkeypatch):
     place.mkdir(mode=0o700)
     monkeypatch.setattr(cache, "MOST_FILES", 3)

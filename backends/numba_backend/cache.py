@@ -234,7 +234,12 @@ def _write(path: Path, content: bytes, mode: int = 0o600) -> None:
             if hasattr(os, "fchmod"):
                 os.fchmod(descriptor, mode)
             os.fsync(descriptor)
-        os.replace(temporary, path)
+        try:
+            os.replace(temporary, path)
+        except PermissionError:  # Windows, where another process reads the file of that name: what it reads is the same
+            if not path.is_file():
+                raise
+            os.unlink(temporary)
     except BaseException:
         with suppress(OSError):
             os.unlink(temporary)
