@@ -28,11 +28,12 @@ def suite_on_path():
 
 sys.path.insert(0, str(SUITE.parent))
 BENCHMARKS = {benchmark.name: benchmark for benchmark in disc_benchmarks(str(SUITE))}
+HELPERS = {"benchmarks.common", "benchmarks.network"}  # they hold no benchmarks
 CLASSES = [
     item
     for module in disc_modules(SUITE.name)
     for item in vars(module).values()
-    if inspect.isclass(item) and item.__module__ == module.__name__ and module.__name__ != "benchmarks.common"
+    if inspect.isclass(item) and item.__module__ == module.__name__ and module.__name__ not in HELPERS
 ]
 
 

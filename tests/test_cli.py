@@ -286,13 +286,6 @@ def test_doctor_tells_of_fewer_cores(monkeypatch, capsys):
     assert "OMP_NUM_THREADS or NUMBA_NUM_THREADS" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("load", [0.0, 1000.0])
-def test_doctor_tells_of_a_busy_machine(load, monkeypatch, capsys):
-    monkeypatch.setattr(doctor, "load_average", lambda: load)
-    assert main(["doctor"]) == 0
-    assert ("others are at work: 1000.0 processes" in capsys.readouterr().out) == (load > 0)
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="the status of an aborted process is POSIX's")
 def test_doctor_outlives_a_numba_that_nobody_has_tested(monkeypatch):
     monkeypatch.setitem(doctor.TESTED, "numba", (0, 1))

@@ -287,6 +287,6 @@ def tell_moments(mean: Any, var: Any, at: int, work: Any, w: int, field: int, wi
     """Write mean and variance of each column; NaN of no elements, and of Inf, wherever it is."""
     for j in range(width):
         one_by_one()
-        own = variance(work, w, field, j)
-        put(mean, at + j, element(work, w + ORIGIN * field + j) + element(work, w + MEAN * field + j) if own == own else own)
-        put(var, at + j, own)
+        own = element(work, w + ORIGIN * field + j) + element(work, w + MEAN * field + j)
+        put(mean, at + j, own if own - own == 0.0 else np.nan)
+        put(var, at + j, variance(work, w, field, j))

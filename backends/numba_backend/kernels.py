@@ -245,7 +245,7 @@ def factors_of(x: Any, moments: Any, n: int, eps: float, a: float, b: float) -> 
     biased = var + eps
     rstd = 1.0 / root(biased) if biased != 0.0 else 0.0
     scale = rstd * a
-    usual = rstd == 0.0 or (abs(a) < MOST_WEIGHT and (a == 0.0 or LEAST_SCALE < abs(scale) < MOST_SCALE))
+    usual = scale != scale or rstd == 0.0 or (abs(a) < MOST_WEIGHT and (a == 0.0 or LEAST_SCALE < abs(scale) < MOST_SCALE))
     if biased == 0.0:
         return False, True, origin + mean, 0.0, a, b
     if not usual:

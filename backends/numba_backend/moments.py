@@ -134,8 +134,8 @@ def absorb(moments: Any, block: Any) -> Any:
 def finished(moments: Any) -> Any:
     """(origin, mean - origin, variance); NaN of no elements, and of Inf, wherever it is."""
     count, origin, mean, m2 = moments
-    var = m2 * (1.0 / count) if count > 0.0 else np.nan
-    return origin, mean if var == var else np.nan, var
+    known = (origin + mean) - (origin + mean) == 0.0  # of float64, squares may overflow where the mean does not
+    return origin, mean if known else np.nan, m2 * (1.0 / count) if count > 0.0 else np.nan
 
 
 @inline

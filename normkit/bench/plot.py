@@ -16,6 +16,7 @@ MARKS = {
     "np.copy": ("|", "#bbbbbb"),
     "normkit out=": ("D", "#0b7a3b"),
     "normkit": ("D", "#3fbf6f"),
+    "normkit, one thread": ("D", "#b2f2bb"),
     "torch": ("o", "#d9480f"),
     "torch, memory kept": ("o", "#ffa94d"),
     "ONNX Runtime": ("s", "#1c7ed6"),
