@@ -128,7 +128,7 @@ def _processor() -> list[tuple[str, str]]:
         ("model", f"{cpu_model() or 'unknown'} ({platform.machine()})"),
         ("features", found + (f"; not {', '.join(absent)}" if features and absent else "")),
         ("cores", f"{granted} granted of {os.cpu_count()} present{why}"),
-        ("threads", f"{normkit.get_num_threads()} a large call"),
+        ("threads", f"{threads.wished()} for a large call, where the backend can"),
         ("memory", _memory()),
     ]
 
