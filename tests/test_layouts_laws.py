@@ -61,7 +61,7 @@ def run(op, x, *args, **options):
     return getattr(nk, op)(x, *args, backend="numba", policy=ONNX, return_stats=True, **options)
 
 
-@pytest.fixture(params=[1 << 18, 1 << 14], ids=["large buffers", "small buffers"])
+@pytest.fixture(params=[1 << 18, 1 << 15], ids=["large buffers", "small buffers"])
 def buffers(request, monkeypatch):
     """Rows that are larger than a buffer pass through it piece by piece: make that happen with small ones."""
     monkeypatch.setattr(tiles, "TILE_BYTES", request.param)
