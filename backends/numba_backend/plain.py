@@ -66,7 +66,7 @@ def store_first(array: Any, index: int, count: int, lanes: Any) -> None:
 
 
 def stream(array: Any, index: int, lanes: Any) -> None:
-    assert (address(array) + index * array.itemsize) % min(WIDTH * array.itemsize, 64) == 0
+    assert (address(array) + index * array.itemsize) % (64 if array.itemsize > 2 else 16) == 0
     store(array, index, lanes)
 
 
@@ -105,8 +105,46 @@ def cast(lanes: Any, compute: Any) -> Any:
 
 
 def fma(a: Any, b: Any, c: Any) -> Any:
-    wide = np.float64 if a.dtype == np.float32 else np.longdouble
-    return (a.astype(wide) * b + c).astype(a.dtype)
+    """a * b + c, rounded once, as the instruction does: what a sum loses is kept, and rounded to odd before the last sum.
+
+    Boldo and Melquiond, *Emulation of a FMA and correctly rounded sums: proved algorithms using rounding to odd*, 2008.
+    """
+    if a.dtype == np.float32:  # the product is exact in float64
+        return _rounded_to_odd(*_two_sum(a.astype(np.float64) * b, c.astype(np.float64))).astype(np.float32)
+    high, low = _two_product(a, b)
+    u_high, u_low = _two_sum(c, low)
+    v_high, v_low = _two_sum(high, u_high)
+    exact = v_high + _rounded_to_odd(*_two_sum(u_low, v_low))
+    return np.where(np.isfinite(exact) & (exact != 0), exact, a * b + c)  # the sign of zeros, Inf and NaN
+
+
+def _two_sum(a: Any, b: Any) -> Any:
+    """The sum of float64, and what it lacks."""
+    s = a + b
+    part = s - a
+    return s, (a - (s - part)) + (b - part)
+
+
+def _two_product(a: Any, b: Any) -> Any:
+    """The product of float64, and what it lacks, of factors that are split in halves of their digits."""
+    (a_high, a_low), (b_high, b_low) = _halves(a), _halves(b)
+    product = a * b
+    return product, ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low
+
+
+def _halves(a: Any) -> Any:
+    scaled = a * 134217729.0
+    high = scaled - (scaled - a)
+    return high, a - high
+
+
+def _rounded_to_odd(s: Any, rest: Any) -> Any:
+    """s + rest, whose last bit tells that something was cut off: it is 1 wherever rest is not 0."""
+    bits = np.ascontiguousarray(s).view(np.int64)
+    towards_zero = (s > 0) != (rest > 0)
+    odd = np.where(towards_zero, bits - 1, bits) | 1
+    inexact = (rest != 0) & np.isfinite(s) & np.isfinite(rest) & (bits & 1 == 0) & (s != 0)
+    return np.where(inexact, odd.view(np.float64), s)
 
 
 def total(lanes: Any) -> Any:
