@@ -234,8 +234,9 @@ def test_a_refusal_concerns_the_problem_that_runs_not_the_one_that_was_asked(reg
 
     register(OnlyGiven("given", 7))
     x = np.ones((2, 3, 1), np.float32)
-    identity = nk.FallbackPolicy(single_element="identity")
-    assert (nk.instance_norm(x, backend="given", policy=identity) == 7).all()
+    running = np.zeros(3, np.float32), np.ones(3, np.float32)
+    given = nk.FallbackPolicy(single_element="running")
+    assert (nk.instance_norm(x, *running, backend="given", policy=given) == 7).all()
     with pytest.raises(nk.NoBackendError, match="only given statistics"):
         nk.instance_norm(x, backend="given", policy=nk.FallbackPolicy.onnx())
 
