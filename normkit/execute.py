@@ -327,7 +327,7 @@ def _update(running: Running, mean: Array, var: Array, mask: Array | None, probl
         unbiased, stored = var * (count / (count - 1)), []
         for name, old, statistic in (("running_mean", running.mean, mean), ("running_var", running.var, unbiased)):
             each = statistic.reshape(-1, channels)  # of an instance a row, whichever axis has the channels
-            new = each[0] if len(each) == 1 else each.sum(axis=0) / telling
+            new = each[0] if each.shape[0] == 1 else each.sum(axis=0) / telling
             new = (1 - running.momentum) * old + running.momentum * new
             if mask is not None:
                 new = np.where(telling > 0, new, old)

@@ -299,7 +299,7 @@ def test_against_the_oracle(axis, dtype, masked):
     mask = None
     if masked:
         mask = np.random.default_rng(3).random((3, 4, 5)) > 0.3
-        mask[0] = mask[:, 0] = mask[..., 0] = True  # no set is empty: that is a matter of the policy
+        mask[:2] = mask[:, :2] = mask[..., :2] = True  # two of each set are left: fewer are a matter of the policy
     expected, mean, rstd = oracle.layer_norm(x, axes, weight, bias, mask=mask)
     options = {"mask": mask} if masked else {}
     with np.errstate(all="ignore"):
