@@ -688,10 +688,11 @@ def test_a_file_that_another_process_renames_meanwhile(place, monkeypatch):
         os.utime(place / name, (1e9 - age, 1e9 - age))
     seen = list(os.scandir(place))
     (place / ".other.nkc.1-2").rename(place / "other.nkc")
-    monkeypatch.setattr(cache.os, "scandir", lambda _: iter(seen))
-    monkeypatch.setattr(cache, "MOST_FILES", 1)
-    assert "2 kernels" in cache.describe()
-    cache._prune(place)
+    with monkeypatch.context() as patched:  # undone before the folder goes
+        patched.setattr(cache.os, "scandir", lambda _: iter(seen))
+        patched.setattr(cache, "MOST_FILES", 1)
+        assert "2 kernels" in cache.describe()
+        cache._prune(place)
     assert sorted(os.listdir(place)) == ["new.nkc", "other.nkc"]
 
 
