@@ -16,6 +16,7 @@ import pytest
 
 import normkit as nk
 from normkit import validation
+from normkit.plans import forget
 from normkit.registry import BUILT_IN, Missing, find
 
 # Few examples, the same ones in every run: the laws are about arithmetic, and one that fails here must fail everywhere.
@@ -187,3 +188,11 @@ def threads():
     """`set_num_threads`, put back afterwards."""
     yield nk.set_num_threads
     nk.set_num_threads(None)
+
+
+@pytest.fixture
+def fresh_plans():
+    """Nothing has been planned before the test, nor is it afterwards."""
+    forget()
+    yield
+    forget()

@@ -10,12 +10,7 @@ import normkit as nk
 from normkit import plans
 from normkit.plans import forget
 
-
-@pytest.fixture(autouse=True)
-def fresh():
-    forget()
-    yield
-    forget()
+pytestmark = pytest.mark.usefixtures("fresh_plans")
 
 
 def kept():

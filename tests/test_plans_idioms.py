@@ -6,12 +6,7 @@ import pytest
 import normkit as nk
 from normkit.plans import forget
 
-
-@pytest.fixture(autouse=True)
-def fresh():
-    forget()
-    yield
-    forget()
+pytestmark = pytest.mark.usefixtures("fresh_plans")
 
 
 @pytest.fixture

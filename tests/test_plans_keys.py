@@ -16,12 +16,7 @@ import normkit as nk
 from normkit import plans, pool, registry
 from normkit.plans import forget
 
-
-@pytest.fixture(autouse=True)
-def fresh():
-    forget()
-    yield
-    forget()
+pytestmark = pytest.mark.usefixtures("fresh_plans")
 
 
 def kept():
